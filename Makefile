@@ -1,0 +1,30 @@
+# Verbs for people: demo, test, lint. Everything they need is installed into .venv here.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL := facebook/wav2vec2-base-960h
+DEMO := .demo
+
+.PHONY: demo test lint clean
+
+# Export the base model (with random weights where the hub cannot be reached) and embed the sample recordings.
+demo: $(VENV)/.installed
+	@BIN=$(BIN) MODEL=$(MODEL) DEMO=$(DEMO) sh demo/run
+
+# Every test, then the runtime's once more where neither torch, transformers nor onnx is installed.
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("w2v-onnx needs Python 3.11 or newer; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,export,parquet,hdf5,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,95 @@
+"""``w2v-export``: words in, exit code out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Final
+
+import typer
+
+from w2v_models.errors import EngineError
+from w2v_runtime import terminal
+
+NAME: Final = "w2v-export"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command(no_args_is_help=True)
+def export(
+    model: Annotated[str, typer.Option(help="Hub id, or a checkpoint folder.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The bundle's folder. [default: <org>--<name> in $W2V_HOME or the user's cache]")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="The true architecture with seeded random weights; no network.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    check: Annotated[
+        list[Path] | None, typer.Option(metavar="AUDIO", help="Prove the bundle on this recording too; repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
+) -> None:
+    """Export a wav2vec 2.0 checkpoint to an ONNX bundle, proven equal to PyTorch."""
+    with terminal.command(NAME):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+        from w2v_runtime.models_cli import parity_table
+
+        console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+        exporter = _heavy_side()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            tasks: dict[str, TaskID] = {}
+
+            def report(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    for task in tasks.values():
+                        progress.update(task, completed=progress.tasks[task].total)
+                    tasks[stage] = progress.add_task(stage)
+                    if not console.is_terminal:
+                        terminal.say(NAME, stage)
+                progress.update(tasks[stage], completed=done, total=total)
+
+            try:
+                bundle = exporter.export_bundle(
+                    model,
+                    output,
+                    precision=precision.split(","),
+                    revision=revision,
+                    random_weights=random_weights,
+                    seed=seed,
+                    check=check or [],
+                    overwrite=overwrite,
+                    offline=offline,
+                    report=report,
+                )
+            except exporter.UnprovenError as error:
+                progress.stop()
+                console.print(parity_table(error.rows, error.precision))
+                raise
+        for name, entry in bundle.manifest.precisions.items():
+            console.print(parity_table(entry.parity, name))
+        terminal.note_random_weights(NAME, bundle.manifest.source)
+        print(bundle.folder)
+
+
+def _heavy_side() -> ModuleType:
+    try:
+        from w2v_export import exporter
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"{error.name} is not installed; exporting needs PyTorch and more: pip install 'w2v-onnx[export,cpu]'"
+        ) from None
+    return exporter
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name=NAME)

@@ -1,0 +1,171 @@
+"""``export_bundle``: a checkpoint in, a proven bundle out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from w2v_export.checkpoint import Checkpoint, load, seeded
+from w2v_export.graph import InferenceGraph
+from w2v_export.onnx import OPSET, export_graph
+from w2v_export.parity import reference_outputs, stored
+from w2v_models.bundle import MANIFEST, Bundle, record
+from w2v_models.errors import OutputError, ParityError, RefusedError
+from w2v_models.manifest import FORMAT_VERSION, Manifest, PrecisionRecord
+from w2v_models.parity import ParityRow
+from w2v_runtime import library
+from w2v_runtime.embedder import Embedder
+from w2v_runtime.engine import check_installation
+from w2v_runtime.parity import Reference, compare, save_references
+
+REFERENCE: Final = "reference.npz"
+#: Precisions that this release exports.
+PRECISIONS: Final = ("fp32",)
+_PACKAGES: Final = ("w2v-onnx", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "numpy")
+
+#: Called with a stage's name and how much of it is done, (stage, i, n).
+Report = Callable[[str, int, int], None]
+
+
+class UnprovenError(ParityError):
+    """The export missed the tolerance of ``precision``; ``rows`` show where."""
+
+    def __init__(self, model: str, precision: str, rows: tuple[ParityRow, ...], failed: tuple[ParityRow, ...]) -> None:
+        super().__init__(
+            f"{model} was not exported: {len(failed)} of {len(rows)} comparisons with PyTorch miss their tolerance. "
+            "Nothing was left behind. Please report this with the table above."
+        )
+        self.precision, self.rows = precision, rows
+
+
+def export_bundle(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    precision: Sequence[str] = PRECISIONS,
+    revision: str | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+    check: Sequence[str | os.PathLike[str]] = (),
+    overwrite: bool = False,
+    offline: bool = False,
+    report: Report = lambda stage, done, total: None,
+) -> Bundle:
+    """Export a checkpoint to a bundle that equals it, or to nothing.
+
+    Args:
+        model: a hub id or a checkpoint folder.
+        output: the bundle's folder; by default ``<org>--<name>`` in ``$W2V_HOME`` or the user's cache.
+        precision: precisions to write; this release knows fp32.
+        revision: a branch, tag or commit of the hub's repository.
+        random_weights: take the architecture only, with random weights; needs no network.
+        seed: of the random weights.
+        check: recordings to prove the bundle on, beside the built-in signals.
+        overwrite: replace an existing bundle.
+        offline: use only what the hub's cache holds.
+        report: called with a stage's name and how much of it is done, (stage, i, n).
+
+    Raises:
+        CheckpointError: the checkpoint cannot be found, read or understood.
+        OutputError: the output exists, or cannot be written.
+        UnprovenError: the result differs from PyTorch by more than the tolerance.
+    """
+    model, folder = os.fspath(model), Path(output) if output is not None else library.default_folder(os.fspath(model))
+    _refuse_early(folder, precision, overwrite)
+    report("loading the checkpoint", 0, 1)
+    checkpoint = seeded(model, seed) if random_weights else load(model, revision, offline)
+    with _replacing(folder) as staging:
+        references = reference_outputs(
+            checkpoint, [Path(path) for path in check], lambda i, n: report("running PyTorch on the parity cases", i, n)
+        )
+        report("writing the graph", 0, 1)
+        bundle = write_bundle(checkpoint, references, staging)
+        bundle = prove(bundle, references, lambda i, n: report("comparing the bundle with PyTorch", i, n))
+        (staging / MANIFEST).write_text(bundle.manifest.to_json(), encoding="utf-8")
+    return Bundle.open(folder)
+
+
+def write_bundle(checkpoint: Checkpoint, references: Sequence[Reference], folder: Path) -> Bundle:
+    """Write the graph and the stored references into ``folder``; the manifest is still to be proven and written."""
+    (folder / "onnx").mkdir()
+    architecture = checkpoint.architecture
+    inference = InferenceGraph(checkpoint.encoder, architecture.conv, architecture.normalise, checkpoint.head_module)
+    graph = export_graph(inference.eval(), folder / "onnx")
+    save_references(folder / REFERENCE, stored(references, architecture.sample_rate))
+    data = [record(folder, path) for path in sorted(graph.parent.iterdir()) if path != graph]
+    return Bundle(
+        folder,
+        Manifest(
+            format_version=FORMAT_VERSION,
+            source=checkpoint.source,
+            architecture=architecture,
+            head=checkpoint.head,
+            opset=OPSET,
+            precisions={"fp32": PrecisionRecord(record(folder, graph), tuple(data), parity=())},
+            reference=record(folder, folder / REFERENCE),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            packages={name: version for name in _PACKAGES if (version := _version(name))},
+        ),
+    )
+
+
+def prove(bundle: Bundle, references: Sequence[Reference], done: Callable[[int, int], None]) -> Bundle:
+    """Compare every precision, through the real :class:`Embedder`, and return the bundle with its parity rows.
+
+    Raises:
+        UnprovenError: a comparison misses its tolerance.
+    """
+    precisions = {}
+    for name, entry in bundle.manifest.precisions.items():
+        rows = compare(Embedder(bundle, device="cpu", precision=name), references, done)
+        if failed := tuple(row for row in rows if not row.within(name)):
+            raise UnprovenError(bundle.manifest.source.model, name, rows, failed)
+        precisions[name] = dataclasses.replace(entry, parity=rows)
+    return Bundle(bundle.folder, dataclasses.replace(bundle.manifest, precisions=precisions))
+
+
+def _refuse_early(folder: Path, precision: Sequence[str], overwrite: bool) -> None:
+    check_installation()
+    if unknown := [name for name in precision if name not in PRECISIONS]:
+        raise RefusedError(f"precision {', '.join(unknown)!r} cannot be exported; known: {', '.join(PRECISIONS)}.")
+    if folder.exists() and not overwrite:
+        raise OutputError(f"{folder} exists already; replace it with --overwrite, or choose another --output.")
+    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise OutputError(f"{folder} is not empty and not a bundle, so it is not replaced; choose another --output.")
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its place, whole, when the block succeeds."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise OutputError(f"{folder.parent} cannot be written: {error.strerror}. Choose another --output.") from None
+    try:
+        staging.chmod(0o755)
+        yield staging
+        if folder.exists():
+            previous = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            folder.rename(previous / folder.name)
+            staging.rename(folder)
+            shutil.rmtree(previous)
+        else:
+            staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,43 @@
+"""References for the proof: what PyTorch computes of each waveform, one file at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from w2v_export.checkpoint import Checkpoint
+from w2v_export.signals import parity_waveforms
+from w2v_runtime.audio import read_audio
+from w2v_runtime.parity import Reference
+
+#: Waveforms up to this many seconds are stored in the bundle with their reference outputs.
+STORED_SECONDS: Final = 1.0
+
+
+def reference_outputs(
+    checkpoint: Checkpoint, check: Sequence[Path], done: Callable[[int, int], None]
+) -> list[Reference]:
+    """Run the reference on the built-in waveforms and on the recordings ``check``.
+
+    ``done(i, n)`` is called after the i-th of n runs.
+
+    Raises:
+        AudioError: a recording cannot be read.
+    """
+    architecture = checkpoint.architecture
+    cases = parity_waveforms(architecture.conv, architecture.sample_rate)
+    cases |= {path.name: read_audio(path, architecture.sample_rate).samples for path in check}
+    references = []
+    for case, waveform in cases.items():
+        frames, pooled, logits = checkpoint.run(waveform)
+        references.append(Reference(case, np.asarray(waveform), frames, pooled, logits))
+        done(len(references), len(cases))
+    return references
+
+
+def stored(references: Sequence[Reference], rate: int) -> list[Reference]:
+    """The references short enough to travel with the bundle."""
+    return [reference for reference in references if len(reference.waveform) <= STORED_SECONDS * rate]

@@ -1,0 +1,42 @@
+"""What can go wrong, in classes that say who has to act.
+
+Every message is a sentence that names the file or word at fault and the fix. ``exit_code`` is what the commands return.
+"""
+
+from __future__ import annotations
+
+
+class W2VError(Exception):
+    """A fault that stops the command."""
+
+    exit_code = 1
+
+
+class RefusedError(W2VError, ValueError):
+    """The request cannot be carried out as given; nothing was done."""
+
+    exit_code = 2
+
+
+class BundleError(RefusedError):
+    """A bundle is missing, damaged, or not what its manifest says."""
+
+
+class EngineError(RefusedError):
+    """No inference engine, or one that cannot do what was asked of it."""
+
+
+class OutputError(RefusedError):
+    """The output exists, cannot be written, or has no known format."""
+
+
+class CheckpointError(RefusedError):
+    """A checkpoint cannot be found, read or understood."""
+
+
+class ParityError(W2VError):
+    """A finished bundle differs from its reference by more than its tolerance."""
+
+
+class AudioError(W2VError, ValueError):
+    """One input cannot be read as audio; others can."""

@@ -1,0 +1,220 @@
+"""The contract between export and runtime: what a bundle holds, as frozen data.
+
+Export writes it, runtime reads it, and both take every name, length and stride from here. The fields of
+:class:`Manifest` are those of ``manifest.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from w2v_models import schema
+from w2v_models.parity import ParityRow
+
+#: Raised whenever the fields or the graph's contract change; a runtime reads exactly its own version.
+FORMAT_VERSION: Final = 1
+
+WAVEFORM: Final = "waveform"
+LENGTHS: Final = "lengths"
+LAST_HIDDEN_STATE: Final = "last_hidden_state"
+FRAME_LENGTHS: Final = "frame_lengths"
+EMBEDDING: Final = "embedding"
+LOGITS: Final = "logits"
+
+RANDOM_WEIGHTS: Final = "random"
+CHECKPOINT_WEIGHTS: Final = "checkpoint"
+
+_SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+
+@dataclass(frozen=True)
+class ConvStack:
+    """The strided convolutions that turn samples into frames.
+
+    Every level floors: ``(length - kernel) // stride + 1``. Nested floors of integers compose, so the whole stack is
+    one such level with the kernel :attr:`receptive_field` and the stride :attr:`stride`, both in samples.
+    """
+
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.kernels) == len(self.strides) == len(self.channels) > 0:
+            raise ValueError("kernels, strides and channels must have the same length, at least 1")
+        if min(self.kernels + self.strides + self.channels) < 1:
+            raise ValueError("kernels, strides and channels must be positive")
+
+    @property
+    def stride(self) -> int:
+        """Samples from one frame to the next (320 for wav2vec 2.0)."""
+        return math.prod(self.strides)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees (400 for wav2vec 2.0)."""
+        field = 1
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            field = (field - 1) * stride + kernel
+        return field
+
+    @property
+    def padded_receptive_field(self) -> int:
+        """Samples for one frame when every level is a whole number of blocks of its stride (475 for wav2vec 2.0).
+
+        Each further frame takes :attr:`stride` samples more. The graph pads to this, so that each convolution is a
+        matrix product over blocks and no remainder has to be cut off.
+        """
+        samples = 1
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            samples = stride * (samples + math.ceil(kernel / stride) - 1)
+        return samples
+
+    def num_frames(self, samples: int) -> int:
+        """Frames of an utterance of ``samples`` samples; 0 if it is shorter than one frame."""
+        return max(0, (samples - self.receptive_field) // self.stride + 1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights came from: a hub id or folder name, its commit, and whether they are trained or seeded."""
+
+    model: str
+    revision: str | None
+    weights: str
+    seed: int | None
+    licence: str | None
+
+    def __post_init__(self) -> None:
+        if self.weights not in (RANDOM_WEIGHTS, CHECKPOINT_WEIGHTS):
+            raise ValueError(f"weights must be {CHECKPOINT_WEIGHTS!r} or {RANDOM_WEIGHTS!r}, not {self.weights!r}")
+        if (self.weights == RANDOM_WEIGHTS) != (self.seed is not None):
+            raise ValueError("a seed goes with random weights, and only with them")
+
+    @property
+    def random(self) -> bool:
+        """True where the weights are seeded random numbers: right shapes and speed, meaningless embeddings."""
+        return self.weights == RANDOM_WEIGHTS
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of the encoder, enough to count its frames and its arithmetic."""
+
+    model_type: str
+    sample_rate: int
+    conv: ConvStack
+    hidden_size: int
+    layers: int
+    attention_heads: int
+    intermediate_size: int
+    normalise: bool
+
+    def __post_init__(self) -> None:
+        sizes = (self.sample_rate, self.hidden_size, self.layers, self.attention_heads, self.intermediate_size)
+        if min(sizes) < 1:
+            raise ValueError("sample_rate and all sizes must be positive")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A checkpoint's own output beside the embedding: its kind and the names of its columns, in order."""
+
+    kind: str
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError("a head needs labels")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the bundle: path inside it (always with ``/``), SHA-256 in hex, size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if not _SAFE_PATH.fullmatch(self.path):
+            raise ValueError(f"{self.path!r} is not a plain path inside the bundle")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"{self.path}: sha256 must be 64 hexadecimal digits")
+        if self.size < 0:
+            raise ValueError(f"{self.path}: size must not be negative")
+
+
+@dataclass(frozen=True)
+class PrecisionRecord:
+    """One precision of the bundle: its graph, the graph's external data, and how it compared with PyTorch."""
+
+    graph: FileRecord
+    data: tuple[FileRecord, ...]
+    parity: tuple[ParityRow, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``: everything that is known of a bundle, beside the graphs themselves."""
+
+    format_version: int
+    source: Source
+    architecture: Architecture
+    head: Head | None
+    opset: int
+    precisions: dict[str, PrecisionRecord]
+    reference: FileRecord
+    created: str
+    packages: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if not self.precisions:
+            raise ValueError("a bundle needs at least one precision")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graph's inputs: samples (batch, samples) float32 and their lengths (batch,) int64."""
+        return (WAVEFORM, LENGTHS)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs, in order; ``logits`` only with a head."""
+        return (LAST_HIDDEN_STATE, FRAME_LENGTHS, EMBEDDING) + ((LOGITS,) if self.head else ())
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Every file that the manifest vouches for."""
+        records = [record for entry in self.precisions.values() for record in (entry.graph, *entry.data)]
+        return tuple({record.path: record for record in (*records, self.reference)}.values())
+
+    @property
+    def sha256(self) -> str:
+        """The bundle's hash: that of the manifest's text, which holds the hash of every other file."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Read and validate the text of a ``manifest.json``.
+
+        Raises:
+            ValueError: it is not JSON, of another format version, or breaks a rule of this module.
+        """
+        try:
+            data: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"manifest is not JSON: {error}") from None
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION:
+            raise ValueError(f"manifest.format_version is {version!r}; this release reads version {FORMAT_VERSION}")
+        return schema.read(cls, data, "manifest")

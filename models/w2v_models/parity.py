@@ -1,0 +1,59 @@
+"""How near a bundle must be to its PyTorch reference: the one table of tolerances, and the rows that prove it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds of one output: the largest absolute difference and the smallest cosine that pass."""
+
+    max_abs: float = math.inf
+    min_cosine: float = -1.0
+
+
+#: By precision, then by what is compared. Read by the exporter, ``w2v-models verify`` and the tests.
+TOLERANCES: Final[dict[str, dict[str, Tolerance]]] = {
+    "fp32": {
+        "frames": Tolerance(max_abs=1e-4, min_cosine=0.999999),
+        "pooled": Tolerance(max_abs=2e-5, min_cosine=0.999999),
+        "logits": Tolerance(max_abs=2e-5),
+    },
+}
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One output of one case, bundle against reference.
+
+    ``max_abs`` is max |Δ|; ``max_rel`` is max |Δ| over the reference's largest magnitude; ``min_cosine`` is the
+    smallest cosine of any vector (a frame, a pooled vector, the logits) with its reference.
+    """
+
+    case: str
+    output: str
+    max_abs: float
+    max_rel: float
+    min_cosine: float
+
+    def within(self, precision: str) -> bool:
+        """Whether this row holds the tolerance of ``precision``; a difference that is not a number never does."""
+        tolerance = TOLERANCES[precision][self.output]
+        return self.max_abs <= tolerance.max_abs and self.min_cosine >= tolerance.min_cosine
+
+
+def worst(rows: tuple[ParityRow, ...], output: str) -> ParityRow | None:
+    """The largest differences of ``output`` over all cases, as one row named ``worst``; None where it has no row."""
+    chosen = [row for row in rows if row.output == output]
+    if not chosen:
+        return None
+    return ParityRow(
+        "worst",
+        output,
+        max(row.max_abs for row in chosen),
+        max(row.max_rel for row in chosen),
+        min(row.min_cosine for row in chosen),
+    )

@@ -1,0 +1,82 @@
+"""Waveforms of different lengths as padded arrays with little padding."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+#: The share of a batch's samples that may be padding.
+MAX_PADDING: Final = 0.03
+
+
+def pad(
+    waveforms: Sequence[npt.NDArray[np.float32]], fill: float = 0.0
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Stack waveforms: [(samples_i,)] → (batch, max samples) float32 filled up with ``fill``, and (batch,) lengths."""
+    lengths = np.array([len(waveform) for waveform in waveforms], np.int64)
+    batch = np.full((len(waveforms), lengths.max()), fill, np.float32)
+    for row, waveform in zip(batch, waveforms, strict=True):
+        row[: len(waveform)] = waveform
+    return batch, lengths
+
+
+@dataclass(frozen=True, order=True)
+class _Waiting:
+    samples: int
+    arrival: int
+    item: Any
+
+
+class Pool:
+    """Inputs that wait for a batch, and the plan that forms it.
+
+    Each batch is built around the input that has waited longest, so that results stay nearly in the order of inputs,
+    and takes in the inputs nearest to it in length while the padded size stays within ``budget`` samples and the
+    padding within :data:`MAX_PADDING` of it.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.samples = 0
+        self._by_length: list[_Waiting] = []
+        self._arrivals = 0
+
+    def __len__(self) -> int:
+        return len(self._by_length)
+
+    def add(self, samples: int, item: Any) -> None:
+        """Let an input of a length in samples wait."""
+        bisect.insort(self._by_length, _Waiting(samples, self._arrivals, item))
+        self._arrivals += 1
+        self.samples += samples
+
+    def take(self) -> list[Any]:
+        """Remove and return the next batch, shortest first; at least one input."""
+        waiting = self._by_length
+        first = last = min(range(len(waiting)), key=lambda i: waiting[i].arrival)
+        total = waiting[first].samples
+        while True:
+            choices = []
+            if first > 0 and self._fits(waiting[last].samples, last - first + 2, total + waiting[first - 1].samples):
+                choices.append((waiting[last].samples - waiting[first - 1].samples, first - 1, last))
+            if last + 1 < len(waiting):
+                longer = waiting[last + 1].samples
+                if self._fits(longer, last - first + 2, total + longer):
+                    choices.append(((longer - waiting[last].samples) * (last - first + 1), first, last + 1))
+            if not choices:
+                break
+            _, first, last = min(choices)
+            total = sum(entry.samples for entry in waiting[first : last + 1])
+        batch = waiting[first : last + 1]
+        del waiting[first : last + 1]
+        self.samples -= total
+        return [entry.item for entry in batch]
+
+    def _fits(self, longest: int, count: int, total: int) -> bool:
+        padded = longest * count
+        return padded <= self.budget and padded - total <= MAX_PADDING * padded

@@ -1,0 +1,178 @@
+"""``w2v-embed``: words in, exit code out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from w2v_models.errors import RefusedError
+from w2v_runtime import terminal
+
+if TYPE_CHECKING:
+    from w2v_runtime.run import RunOptions, Summary
+
+NAME: Final = "w2v-embed"
+FINISHED_WITH_FAILURES: Final = 3
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command(no_args_is_help=True)
+def embed(
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="INPUT ...", help="Audio files, and folders to search.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="Bundle folder or exported id. [default: $W2V_MODEL, or the only one]"),
+    ] = None,
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            help="By suffix .npz .csv .parquet .h5 .jsonl; a folder (ends in / or exists) gets .npy files; "
+            "- is JSON lines on standard output.",
+        ),
+    ] = "embeddings.npz",
+    files_from: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Read more inputs from a file, one a line; - is standard input.")
+    ] = None,
+    null: Annotated[bool, typer.Option("--null", help="The list is separated by NUL bytes.")] = False,
+    level: Annotated[str, typer.Option(help="utterance or frame.")] = "utterance",
+    pooling: Annotated[str, typer.Option(help="mean, std, min, max, or several with commas.")] = "mean",
+    layer: Annotated[str, typer.Option(help="last, or what the bundle holds.")] = "last",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or openvino.")] = "auto",
+    precision: Annotated[str, typer.Option(help="One that the bundle holds.")] = "fp32",
+    batch_seconds: Annotated[
+        float | None, typer.Option(help="Padded audio in a batch. [default: by device]", show_default=False)
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Decoding threads. [default: by processors]", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads inside the engine. [default: by processors]", show_default=False)
+    ] = None,
+    channel: Annotated[str, typer.Option(help="mean, or a channel number from 0.")] = "mean",
+    pad_short: Annotated[bool, typer.Option("--pad-short", help="Pad audio shorter than one frame.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an existing output.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    failures: Annotated[
+        Path | None, typer.Option(help="Where failed inputs are listed. [default: OUT.failures.jsonl]")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings about an input become failures.")] = False,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts of the inputs.")] = "1/1",
+    hash_: Annotated[bool, typer.Option("--hash", help="Resume compares contents, not size and time.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only errors.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress, but the summary.")] = False,
+) -> None:
+    """Embed recordings with an exported wav2vec 2.0 model."""
+    with terminal.command(NAME):
+        from w2v_runtime.corpus import CorpusOptions
+        from w2v_runtime.inputs import Shard
+        from w2v_runtime.results import Request
+        from w2v_runtime.run import RunOptions
+        from w2v_runtime.stores import output_format
+
+        if not inputs and files_from is None:
+            raise RefusedError("nothing to embed: name audio files or folders, or give --files-from.")
+        if threads is not None and threads < 1:
+            raise RefusedError(f"threads must be at least 1, not {threads}.")
+        if resume and overwrite:
+            raise RefusedError("--resume and --overwrite exclude each other.")
+        options = RunOptions(
+            Path(output),
+            output_format(output),
+            Request.of(level, pooling, layer),
+            CorpusOptions(_channel(channel), pad_short, strict, batch_seconds, jobs),
+            Shard.of(shard),
+            resume,
+            overwrite,
+            failures,
+            hash_,
+        )
+        sources = Sources(inputs or [], files_from, null)
+        summary = _run(options, sources, model, device, precision, threads, quiet, quiet or no_progress)
+        if not quiet:
+            terminal.say(NAME, _summary_line(summary, options))
+    sys.exit(FINISHED_WITH_FAILURES if summary.failed else 0)
+
+
+def _channel(text: str) -> int | None:
+    if text == "mean":
+        return None
+    if not text.isdecimal():
+        raise RefusedError(f"channel {text!r} is neither mean nor a channel number from 0.")
+    return int(text)
+
+
+def _run(
+    options: RunOptions,
+    sources: Sources,
+    model: str | None,
+    device: str,
+    precision: str,
+    threads: int | None,
+    quiet: bool,
+    no_progress: bool,
+) -> Summary:
+    """Refuse what can be refused while it is cheap, then open the model and embed."""
+    from w2v_runtime import library
+    from w2v_runtime.embedder import Embedder
+    from w2v_runtime.lock import locked
+    from w2v_runtime.progress import shown
+    from w2v_runtime.run import check_output, header_of, run, stream
+
+    bundle = library.find(model)
+    bundle.precision(precision)
+    if not quiet:
+        terminal.note_random_weights(NAME, bundle.manifest.source)
+    if options.format == "stdout":
+        embedder = Embedder(bundle, device, precision, threads)
+        return stream(embedder, sources, options)
+    header = header_of(bundle, precision, options)
+    with locked(options.output):
+        check_output(options, header)
+        embedder = Embedder(bundle, device, precision, threads)
+        embedder.check(options.request)
+        with shown(sources, options.shard, hidden=no_progress) as progress:
+            return run(embedder, iter(sources), options, header, progress)
+
+
+def _summary_line(summary: Summary, options: RunOptions) -> str:
+    hours, wall = summary.audio_seconds / 3600, max(summary.wall_seconds, 1e-9)
+    parts = [
+        f"{summary.embedded} files embedded",
+        f"{hours:.2f} h of audio in {wall:.1f} s ({summary.audio_seconds / wall:.1f} × real time)",
+        f"padding {summary.padding:.1%}",
+        f"engine busy {summary.engine_seconds / wall:.0%}",
+    ]
+    if summary.recalled:
+        parts.insert(0, f"{summary.recalled} files were finished already")
+    if summary.failed:
+        where = f" (see {options.failures_path})" if options.failures_path else ""
+        parts.append(f"{summary.failed} failed{where}")
+    place = "" if options.format == "stdout" else f" → {options.output}"
+    return ", ".join(parts) + place
+
+
+class Sources:
+    """The inputs that the command line names, as often as they are asked for; standard input only once."""
+
+    def __init__(self, arguments: list[str], files_from: str | None, null: bool) -> None:
+        self._arguments, self._files_from, self._null = arguments, files_from, null
+        self.once = files_from == "-"
+
+    def __iter__(self) -> Iterator[str]:
+        from w2v_runtime.inputs import list_inputs
+
+        return list_inputs(self._arguments, self._files_from, self._null)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name=NAME)

@@ -1,0 +1,195 @@
+"""Many files: decoded ahead on threads, batched by length, embedded without the engine ever waiting for audio."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from w2v_models.errors import AudioError, RefusedError, W2VError
+from w2v_runtime import processors
+from w2v_runtime.audio import Audio, read_audio
+from w2v_runtime.batching import Pool
+from w2v_runtime.results import Embedding, Failure, Request
+
+if TYPE_CHECKING:
+    from w2v_runtime.embedder import Embedder
+
+#: Padded seconds of audio in a batch, by device.
+BATCH_SECONDS: Final = {"cpu": 32.0, "cuda": 480.0}
+#: Inputs that may wait decoded for a batch, and the audio they may hold in batches' worth.
+POOL_INPUTS: Final = 512
+POOL_BATCHES: Final = 24
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """How inputs are read and batched.
+
+    ``channel`` None is the mean; ``pad_short`` and ``strict`` say what to do with short and damaged audio;
+    ``batch_seconds`` (padded) and ``jobs`` (decoding threads) follow the device and the processors where None.
+    """
+
+    channel: int | None = None
+    pad_short: bool = False
+    strict: bool = False
+    batch_seconds: float | None = None
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_seconds is not None and not self.batch_seconds > 0:
+            raise RefusedError(f"batch-seconds must be positive, not {self.batch_seconds}.")
+        if self.jobs is not None and self.jobs < 1:
+            raise RefusedError(f"jobs must be at least 1, not {self.jobs}.")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input: its place in this run's output, from 0, its path, and its place among all shards' inputs."""
+
+    position: int
+    path: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A batch that left the engine, and the inputs that failed meanwhile, each with its result."""
+
+    results: tuple[tuple[Input, Embedding | Failure], ...]
+    samples: int = 0
+    padded_samples: int = 0
+
+
+def embed_paths(
+    embedder: Embedder, paths: Iterable[str], request: Request, options: CorpusOptions
+) -> Generator[Embedding | Failure, None, None]:
+    """Embed files and yield their results in the order of ``paths``."""
+    inputs = (Input(position, path, position) for position, path in enumerate(paths))
+    waiting: dict[int, Embedding | Failure] = {}
+    position = 0
+    for finished in embed_inputs(embedder, inputs, request, options):
+        waiting.update((item.position, result) for item, result in finished.results)
+        while position in waiting:
+            yield waiting.pop(position)
+            position += 1
+
+
+def embed_inputs(
+    embedder: Embedder, inputs: Iterable[Input], request: Request, options: CorpusOptions
+) -> Iterator[Finished]:
+    """Embed inputs and yield batch after batch, nearly in order. While one batch runs, the next is ready."""
+    embedder.check(request)
+    jobs = options.jobs or processors.available()
+    with _pool(jobs, "decode") as decoder, _pool(1, "engine") as runner, _stopping(embedder) as stopped:
+        running: deque[Future[Finished]] = deque()
+        for batch in _batches(embedder, _decoded(embedder, inputs, options, decoder, jobs), options):
+            running.append(runner.submit(_run, embedder, batch, request, stopped))
+            if len(running) > 1:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    input: Input
+    audio: Audio | Failure
+
+
+def _decoded(
+    embedder: Embedder, inputs: Iterable[Input], options: CorpusOptions, decoder: ThreadPoolExecutor, jobs: int
+) -> Iterator[_Decoded]:
+    """Inputs as audio, in order, a few decoded ahead."""
+    ahead: deque[Future[_Decoded]] = deque()
+    for item in inputs:
+        ahead.append(decoder.submit(_decode, embedder, item, options))
+        if len(ahead) > 4 * jobs:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
+
+
+def _decode(embedder: Embedder, item: Input, options: CorpusOptions) -> _Decoded:
+    try:
+        audio = embedder.prepare(read_audio(item.path, embedder.sample_rate, options.channel), options.pad_short)
+        if options.strict and audio.warnings:
+            raise AudioError("; ".join(audio.warnings))
+        return _Decoded(item, audio)
+    except AudioError as error:
+        return _Decoded(item, Failure(item.path, "read", str(error)))
+
+
+def _batches(embedder: Embedder, decoded: Iterator[_Decoded], options: CorpusOptions) -> Iterator[list[_Decoded]]:
+    """Batches with little padding; what failed to decode travels with the next one."""
+    seconds = options.batch_seconds or BATCH_SECONDS[embedder.engine.device]
+    budget = max(1, round(seconds * embedder.sample_rate))
+    pool, failed = Pool(budget), list[_Decoded]()
+    for item in decoded:
+        if isinstance(item.audio, Failure):
+            failed.append(item)
+        else:
+            pool.add(len(item.audio.samples), item)
+        if len(failed) >= POOL_INPUTS or len(pool) >= POOL_INPUTS or pool.samples >= POOL_BATCHES * budget:
+            yield failed + (pool.take() if len(pool) else [])
+            failed = []
+    while len(pool) or failed:
+        yield failed + (pool.take() if len(pool) else [])
+        failed = []
+
+
+def _run(embedder: Embedder, batch: list[_Decoded], request: Request, stopped: threading.Event) -> Finished:
+    """Embed a batch; where the engine fails, its halves, so that only an input that fails alone is lost."""
+    audios = [item.audio for item in batch if isinstance(item.audio, Audio)]
+    ready = [item for item in batch if isinstance(item.audio, Audio)]
+    results: list[tuple[Input, Embedding | Failure]] = [
+        (item.input, item.audio) for item in batch if isinstance(item.audio, Failure)
+    ]
+    results.extend(zip([item.input for item in ready], _embed(embedder, ready, audios, request, stopped), strict=True))
+    lengths = [len(audio.samples) for audio in audios]
+    return Finished(tuple(results), sum(lengths), max(lengths, default=0) * len(lengths))
+
+
+def _embed(
+    embedder: Embedder, items: list[_Decoded], audios: list[Audio], request: Request, stopped: threading.Event
+) -> list[Embedding | Failure]:
+    if not items:
+        return []
+    try:
+        return list(embedder.embed_batch([item.input.path for item in items], audios, request))
+    except (W2VError, MemoryError) as error:
+        if stopped.is_set():
+            raise
+        if len(items) == 1:
+            return [Failure(items[0].input.path, "embed", str(error) or "out of memory")]
+        half = len(items) // 2
+        return [
+            *_embed(embedder, items[:half], audios[:half], request, stopped),
+            *_embed(embedder, items[half:], audios[half:], request, stopped),
+        ]
+
+
+@contextlib.contextmanager
+def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are not waited for longer than their present piece of work when the block is left."""
+    executor = ThreadPoolExecutor(workers, thread_name_prefix=f"w2v-{name}")
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _stopping(embedder: Embedder) -> Iterator[threading.Event]:
+    """End a batch in the engine at once when the consumer stops early or is interrupted."""
+    stopped = threading.Event()
+    try:
+        yield stopped
+    except BaseException:
+        stopped.set()
+        embedder.engine.stop()
+        raise

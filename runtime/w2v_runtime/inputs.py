@@ -1,0 +1,138 @@
+"""What to embed: files, folders searched recursively, lists of paths, and a shard of them all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from w2v_models.errors import RefusedError
+
+_SUFFIXES: Final = (
+    *(".wav", ".wave", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"),
+    *(".au", ".snd", ".sph", ".caf", ".m4a", ".aac", ".amr"),
+)
+#: First bytes of audio files, whatever their name: (offset, bytes).
+_MAGIC: Final = (
+    (0, b"RIFF"),
+    (0, b"RIFX"),
+    (0, b"RF64"),
+    (0, b"riff\x2e\x91\xcf\x11"),
+    (0, b"fLaC"),
+    (0, b"OggS"),
+    (0, b"ID3"),
+    (0, b"FORM"),
+    (0, b".snd"),
+    (0, b"NIST_1A"),
+    (0, b"caff"),
+)
+_READ_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The ``index``-th (from 1) of ``count`` parts: every count-th input, so that parts take equally long."""
+
+    index: int = 1
+    count: int = 1
+
+    @classmethod
+    def of(cls, text: str) -> Shard:
+        """Read ``I/N``.
+
+        Raises:
+            RefusedError: it is not that, or I is not in 1 … N.
+        """
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            raise RefusedError(f"shard {text!r} is not I/N with I from 1 to N, such as 3/8.")
+        return cls(int(index), int(count))
+
+    def holds(self, position: int) -> bool:
+        """Whether the input at ``position`` (from 0) belongs to this part."""
+        return position % self.count == self.index - 1
+
+
+#: The one shard that holds every input.
+ALL: Final = Shard()
+
+
+def list_inputs(arguments: Iterable[str], files_from: str | None = None, null: bool = False) -> Iterator[str]:
+    """Every input path, in a fixed order: the arguments (a folder's audio sorted by name), then the list's lines.
+
+    Raises:
+        RefusedError: the list cannot be read.
+    """
+    for argument in arguments:
+        if os.path.isdir(argument):
+            yield from _search(argument)
+        else:
+            yield argument
+    if files_from is not None:
+        yield from _read_list(files_from, b"\0" if null else b"\n")
+
+
+def _search(folder: str) -> Iterator[str]:
+    """Audio files below a folder. Links to folders are followed once, so that loops end."""
+    seen: set[tuple[int, int]] = set()
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        try:
+            status = os.stat(current)
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+        except OSError:
+            yield current  # reading it fails with the reason
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (entry.path for entry in entries if not _is_folder(entry) and _is_audio(entry))
+        pending.extend(entry.path for entry in reversed(entries) if _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_audio(entry: os.DirEntry[str]) -> bool:
+    """By suffix, else by the first bytes of a regular file."""
+    if entry.name.startswith("."):
+        return False
+    if os.path.splitext(entry.name)[1].lower() in _SUFFIXES:
+        return True
+    try:
+        if not entry.is_file():
+            return False
+        with open(entry.path, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    return any(head[offset : offset + len(magic)] == magic for offset, magic in _MAGIC)
+
+
+def _read_list(name: str, separator: bytes) -> Iterator[str]:
+    if name == "-":
+        yield from _split(sys.stdin.buffer, separator)
+        return
+    try:
+        with Path(name).open("rb") as file:
+            yield from _split(file, separator)
+    except OSError as error:
+        raise RefusedError(f"the list {name} cannot be read: {error.strerror}.") from None
+
+
+def _split(file: BinaryIO, separator: bytes) -> Iterator[str]:
+    """Paths as they stream in; bytes that are not UTF-8 are kept (``os.fsdecode``). Empty lines are skipped."""
+    rest = b""
+    while block := file.read(_READ_BYTES):
+        *lines, rest = (rest + block).split(separator)
+        yield from map(os.fsdecode, filter(None, lines))
+    if rest:
+        yield os.fsdecode(rest)

@@ -1,0 +1,51 @@
+"""A line of progress on a terminal: files and hours done, times real time, time left."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from w2v_runtime.inputs import Shard
+
+if TYPE_CHECKING:
+    from w2v_runtime.run import Summary
+
+Progress = Callable[["Summary"], None]
+
+
+@contextlib.contextmanager
+def shown(inputs: Iterable[str], shard: Shard, hidden: bool) -> Iterator[Progress]:
+    """Show a run's progress on standard error while the block runs; nothing where that is no terminal.
+
+    The inputs are counted beside the run, if they can be listed more than once (``inputs.once`` is not true).
+    """
+    if hidden or not sys.stderr.isatty():
+        yield lambda summary: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task, start = bar.add_task("files", total=None), time.monotonic()
+        if not getattr(inputs, "once", False):
+            threading.Thread(target=lambda: bar.update(task, total=_count(inputs, shard)), daemon=True).start()
+
+        def update(summary: Summary) -> None:
+            speed = summary.audio_seconds / max(time.monotonic() - start, 1e-9)
+            done = summary.embedded + summary.recalled + summary.failed
+            text = f"files · {summary.audio_seconds / 3600:.2f} h · {speed:.1f} × real time"
+            bar.update(
+                task, completed=done, description=f"{text} · {summary.failed} failed" if summary.failed else text
+            )
+
+        yield update
+
+
+def _count(inputs: Iterable[str], shard: Shard) -> int:
+    return sum(shard.holds(index) for index, _ in enumerate(inputs))

@@ -1,0 +1,95 @@
+"""What a run asks for and what it yields: options in, embeddings and failures out, all frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from w2v_models.errors import RefusedError
+
+Level = Literal["utterance", "frame"]
+Pooling = Literal["mean", "std", "min", "max"]
+
+LEVELS: Final[tuple[Level, ...]] = get_args(Level)
+POOLINGS: Final[tuple[Pooling, ...]] = get_args(Pooling)
+#: The reference's ``last_hidden_state``.
+LAST_LAYER: Final = "last"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One input that was not embedded: where it failed (``read``, ``embed`` or ``write``) and why, as a sentence."""
+
+    path: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FrameTimes:
+    """Where frames stand in the input's own time: frame t from t·step to t·step + width seconds."""
+
+    step: float
+    width: float
+
+    def starts(self, frames: int) -> npt.NDArray[np.float64]:
+        """Start of each of ``frames`` frames in seconds: (frames,)."""
+        return np.arange(frames) * self.step
+
+    def ends(self, frames: int) -> npt.NDArray[np.float64]:
+        """End of each of ``frames`` frames in seconds: (frames,)."""
+        return self.starts(frames) + self.width
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """One embedded input.
+
+    ``values`` is float32: (D,) for an utterance, (T, D) for frames; with several layers (layers, D) and
+    (T, layers, D). D is the hidden size, times the number of poolings of an utterance.
+    ``logits`` is the head's output (K,), None without a head. ``duration`` is the input's length in seconds.
+    """
+
+    path: str
+    values: npt.NDArray[np.float32]
+    duration: float
+    logits: npt.NDArray[np.float32] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compute of each input.
+
+    Raises:
+        RefusedError: a level, pooling or layer is not one of those known.
+    """
+
+    level: Level = "utterance"
+    pooling: tuple[Pooling, ...] = ("mean",)
+    layers: tuple[str, ...] = (LAST_LAYER,)
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise RefusedError(f"level {self.level!r} is unknown; choose one of: {', '.join(LEVELS)}.")
+        unknown = [name for name in self.pooling if name not in POOLINGS]
+        if unknown or not self.pooling:
+            raise RefusedError(f"pooling {','.join(unknown)!r} is unknown; choose from: {', '.join(POOLINGS)}.")
+        if len(set(self.pooling)) != len(self.pooling):
+            raise RefusedError(f"pooling {','.join(self.pooling)!r} names one twice.")
+
+    @classmethod
+    def of(
+        cls, level: str, pooling: str | Sequence[str], layer: str | int | Sequence[str | int] = LAST_LAYER
+    ) -> Request:
+        """Build from what users write: ``"mean,std"`` or a list; ``9``, ``"last"``, ``"3,9"`` or a list."""
+        return cls(cast(Level, level), cast(tuple[Pooling, ...], _words(pooling)), _words(layer))
+
+
+def _words(value: str | int | Sequence[str | int]) -> tuple[str, ...]:
+    items = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
+    return tuple(str(item).strip() for item in items)

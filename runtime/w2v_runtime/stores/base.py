@@ -1,0 +1,134 @@
+"""What every store shares: the layout of an output, the protocol, and what is kept of each input beside its vectors."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from w2v_runtime.results import Embedding, FrameTimes, Level
+
+JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a whole output, known before its first row is written.
+
+    ``count`` is N, the inputs that were embedded; ``frames`` is ΣT over them, 0 at utterance level; ``dim`` is D.
+    More than one entry of ``layers`` gives the vectors a layers axis. ``labels`` names the K columns of a head, and is
+    empty without one. ``metadata`` describes the run and is stored with the results.
+    """
+
+    count: int
+    frames: int
+    dim: int
+    layers: tuple[str, ...]
+    level: Level
+    labels: tuple[str, ...]
+    times: FrameTimes
+    metadata: dict[str, JSON]
+
+    @property
+    def vector(self) -> tuple[int, ...]:
+        """Shape of one vector: (D,), or (layers, D) for several layers."""
+        return (self.dim,) if len(self.layers) == 1 else (len(self.layers), self.dim)
+
+    @property
+    def rows(self) -> int:
+        """Vectors in the whole output: N, or ΣT at frame level."""
+        return self.frames if self.level == "frame" else self.count
+
+    def rows_of(self, embedding: Embedding) -> npt.NDArray[np.float32]:
+        """The vectors of one input, little-endian and contiguous: (1, *vector), or (T, *vector) at frame level.
+
+        Raises:
+            ValueError: the embedding does not have this layout.
+        """
+        values: npt.NDArray[np.float32] = np.ascontiguousarray(embedding.values, dtype="<f4")
+        rows = values if self.level == "frame" else values[np.newaxis]
+        if rows.ndim != 1 + len(self.vector) or rows.shape[1:] != self.vector:
+            raise ValueError(f"{embedding.path}: values {values.shape} do not fit vectors of {self.vector}")
+        if (0 if embedding.logits is None else embedding.logits.size) != len(self.labels):
+            raise ValueError(f"{embedding.path}: logits do not fit the labels {self.labels}")
+        return rows
+
+    def times_of(self, embedding: Embedding) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Start and end of each row of one input in seconds: (rows,) and (rows,); an utterance is one row."""
+        if self.level == "utterance":
+            return np.zeros(1), np.array([embedding.duration])
+        frames = len(embedding.values)
+        return self.times.starts(frames), self.times.ends(frames)
+
+
+class EmbeddingStore(Protocol):
+    """An output that is being written: every input once, in order, and nothing under its final name before commit."""
+
+    def write(self, embedding: Embedding) -> None:
+        """Add one input.
+
+        Raises:
+            OSError: the disk is full or fails; call :meth:`discard`.
+            ValueError: the embedding does not have the layout the store was opened with.
+        """
+
+    def commit(self) -> None:
+        """Finish the output, make it durable and give it its final name.
+
+        Raises:
+            OutputError: another output took the name meanwhile.
+            OSError: the disk is full or fails; call :meth:`discard`.
+            ValueError: fewer or more inputs were written than the layout announced.
+        """
+
+    def discard(self) -> None:
+        """Remove what was written, after any failure and in any state; after a commit this does nothing."""
+
+
+class Ledger:
+    """What a store remembers of each input: a few bytes each, never its vectors.
+
+    ``durations`` (N,) seconds; ``logits`` (N·K,); ``offsets`` (N+1,) rows, so that input i has the rows
+    ``offsets[i]:offsets[i + 1]``; ``warnings`` by path, only of inputs that have any.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self.paths: list[str] = []
+        self.durations = array("d")
+        self.logits = array("f")
+        self.offsets = array("q", [0])
+        self.warnings: dict[str, JSON] = {}
+
+    def add(self, embedding: Embedding, rows: int) -> None:
+        """Remember an input that was written as ``rows`` rows."""
+        self.paths.append(embedding.path)
+        self.durations.append(embedding.duration)
+        if embedding.logits is not None:
+            self.logits.extend(embedding.logits.tolist())
+        self.offsets.append(self.offsets[-1] + rows)
+        if embedding.warnings:
+            self.warnings[embedding.path] = list(embedding.warnings)
+
+    def check_complete(self) -> None:
+        """Raise ValueError unless exactly the announced inputs and rows were written."""
+        written, announced = (len(self.paths), self.offsets[-1]), (self._layout.count, self._layout.rows)
+        if written != announced:
+            raise ValueError(f"(inputs, rows) written are {written} where {announced} were announced")
+
+    def metadata(self) -> dict[str, JSON]:
+        """The layout's metadata, the shape of the vectors, the times of frames, and the inputs' warnings."""
+        metadata: dict[str, JSON] = {"layers": list(self._layout.layers), "dim": self._layout.dim}
+        if self._layout.level == "frame":
+            metadata |= {"frame_step_seconds": self._layout.times.step, "frame_width_seconds": self._layout.times.width}
+        metadata |= self._layout.metadata
+        return metadata | ({"warnings": self.warnings} if self.warnings else {})
+
+    def metadata_text(self) -> str:
+        """The metadata as JSON, in ASCII so that names of any bytes survive every format."""
+        return json.dumps(self.metadata())

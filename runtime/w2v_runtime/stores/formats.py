@@ -1,0 +1,103 @@
+"""The choice of a store: by the output's suffix, a folder, or standard output."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from w2v_models.errors import OutputError
+from w2v_runtime.stores.csv import CsvStore
+from w2v_runtime.stores.jsonl import JsonlStore
+from w2v_runtime.stores.npy import NpyStore
+from w2v_runtime.stores.npz import NpzStore
+from w2v_runtime.stores.pending import PendingFile, PendingFolder, check_file, check_folder
+
+if TYPE_CHECKING:
+    from w2v_runtime.stores.base import EmbeddingStore, Layout
+
+OutputFormat = Literal["npz", "csv", "jsonl", "parquet", "h5", "npy", "stdout"]
+
+STDOUT: Final = "-"
+SUFFIXES: Final = (".npz", ".csv", ".jsonl", ".parquet", ".h5")
+#: The package that a format needs beyond the base install, and the extra that brings it.
+_EXTRAS: Final = {"parquet": ("pyarrow", "parquet"), "h5": ("h5py", "hdf5")}
+
+
+def output_format(output: str) -> OutputFormat:
+    """The format of an output as the user typed it: ``-``, a folder (it exists, or ends in a separator), or a suffix.
+
+    Raises:
+        OutputError: the suffix is unknown, or the format's package is not installed.
+    """
+    if output == STDOUT:
+        return "stdout"
+    if output.endswith(tuple(filter(None, (os.sep, os.altsep)))) or Path(output).is_dir():
+        return "npy"
+    suffix = Path(output).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise OutputError(
+            f"{output} has no known format; end it in {', '.join(SUFFIXES)}, in / for a folder of .npy, "
+            f"or give - for JSON lines on standard output."
+        )
+    _check_installed(suffix[1:], output)
+    return cast("OutputFormat", suffix[1:])
+
+
+def check_output(path: Path, kind: str | None = None, overwrite: bool = False) -> None:
+    """Refuse an output that :func:`open_store` would refuse, before any work is done for it.
+
+    Raises:
+        OutputError: it exists and may not be overwritten, its folder is missing or not writable, or its format is
+            unknown.
+    """
+    path = Path(os.path.realpath(path))
+    (check_folder if (kind or output_format(str(path))) == "npy" else check_file)(path, overwrite)
+
+
+def open_store(path: Path, layout: Layout, kind: str | None = None, overwrite: bool = False) -> EmbeddingStore:
+    """Begin an output; ``kind`` is what :func:`output_format` said, and is needed for a folder that does not exist yet.
+
+    Raises:
+        OutputError: ``path`` exists and may not be overwritten, cannot be written, or has no known format.
+        OSError: the disk is full or fails; nothing is left behind.
+    """
+    kind = kind or output_format(str(path))
+    if kind == "npy":
+        folder = PendingFolder(path, overwrite)
+        try:
+            return NpyStore(folder, layout)
+        except BaseException:
+            folder.discard()
+            raise
+    pending = PendingFile(path, overwrite)
+    try:
+        return _file_store(kind, pending, layout)
+    except BaseException:
+        pending.discard()
+        raise
+
+
+def _file_store(kind: str, pending: PendingFile, layout: Layout) -> EmbeddingStore:
+    if kind == "npz":
+        return NpzStore(pending, layout)
+    if kind == "csv":
+        return CsvStore(pending, layout)
+    if kind == "jsonl":
+        return JsonlStore(pending, layout)
+    if kind == "parquet":
+        from w2v_runtime.stores.parquet import ParquetStore
+
+        return ParquetStore(pending, layout)
+    if kind == "h5":
+        from w2v_runtime.stores.h5 import Hdf5Store
+
+        return Hdf5Store(pending, layout)
+    raise ValueError(f"{kind} is not written to a file; use write_lines")
+
+
+def _check_installed(kind: str, output: str) -> None:
+    package, extra = _EXTRAS.get(kind, ("", ""))
+    if package and importlib.util.find_spec(package) is None:
+        raise OutputError(f"{output} needs {package}, which is not installed: pip install 'w2v-onnx[{extra}]'")

@@ -1,0 +1,129 @@
+"""``.h5``: ``paths``, ``durations``, vectors, a head's ``logits`` and ``logit_names``; ``metadata`` as an attribute.
+
+At utterance level one matrix: ``f["embeddings"][:]`` is (N, D). At frame level a dataset an input, named as the input:
+``f["frames/a/b.wav"][:]`` is (T, D); by position, ``f[f["datasets"][i]][:]`` belongs to ``f["paths"][i]``. Absolute
+inputs and inputs with ``..`` are named from the folder that holds them all (:func:`w2v_runtime.stores.tree.mirrored`).
+Several layers put a layers axis before D. Text is UTF-8; names that are not keep their bytes. h5py reads text as bytes,
+and ``os.fsdecode`` makes paths of them.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, Final
+
+import h5py
+import numpy as np
+
+from w2v_runtime.stores.base import Layout, Ledger
+from w2v_runtime.stores.tree import mirrored
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from w2v_runtime.results import Embedding
+    from w2v_runtime.stores.pending import PendingFile
+
+_FRAMES: Final = "frames"
+_STAGING: Final = "staging"
+
+
+class Hdf5Store:
+    """Writes rows of the matrix, or numbered datasets that get their names at commit, once all inputs are known."""
+
+    def __init__(self, pending: PendingFile, layout: Layout) -> None:
+        self._pending = pending
+        self._layout = layout
+        self._ledger = Ledger(layout)
+        self._disk = _Disk(pending.temporary)
+        self._file = h5py.File(self._disk, "w")
+        if layout.level == "frame":
+            self._file.create_group(_FRAMES)
+            self._target = self._file.create_group(_STAGING)
+        else:
+            self._target = self._file.create_dataset("embeddings", (layout.count, *layout.vector), "<f4")
+
+    def write(self, embedding: Embedding) -> None:
+        rows = self._layout.rows_of(embedding)
+        position = len(self._ledger.paths)
+        if self._layout.level == "frame":
+            self._target.create_dataset(str(position), data=rows)
+        else:
+            self._target[position] = rows[0]
+        self._disk.check()
+        self._ledger.add(embedding, len(rows))
+
+    def commit(self) -> None:
+        ledger, layout = self._ledger, self._layout
+        ledger.check_complete()
+        self._add_text("paths", ledger.paths)
+        self._file["durations"] = np.asarray(ledger.durations)
+        if layout.labels:
+            self._file["logits"] = np.asarray(ledger.logits).reshape(layout.count, len(layout.labels))
+            self._add_text("logit_names", layout.labels)
+        if layout.level == "frame":
+            self._name_datasets()
+        self._file.attrs["metadata"] = ledger.metadata_text()
+        self._file.close()
+        self._disk.check()
+        self._disk.close()
+        self._pending.commit()
+
+    def discard(self) -> None:
+        self._disk.abandon()
+        self._pending.discard(self._file, self._disk)
+
+    def _add_text(self, name: str, strings: Sequence[str]) -> None:
+        data = np.array([_bytes(string) for string in strings], dtype=object)
+        self._file.create_dataset(name, data=data, dtype=h5py.string_dtype())
+
+    def _name_datasets(self) -> None:
+        datasets = [f"{_FRAMES}/{name}" for name in mirrored(self._ledger.paths)]
+        for position, name in enumerate(datasets):
+            self._file.move(f"{_STAGING}/{position}", _bytes(name))
+        del self._file[_STAGING]
+        self._add_text("datasets", datasets)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
+class _Disk(io.FileIO):
+    """A file whose write errors wait for :meth:`check`.
+
+    A write that fails under HDF5 crashes the whole process (seen with HDF5 2.0), so it is told that all went well, and
+    the store is told the error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        super().__init__(path, "x+")
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        while len(view) and self._error is None:
+            try:
+                view = view[super().write(view) :]
+            except OSError as error:
+                self._error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return self.tell() if size is None else size
+
+    def abandon(self) -> None:
+        """Write nothing more: the file is going to be removed."""
+        self._error = self._error or OSError("the output was discarded")
+
+    def check(self) -> None:
+        """Raise the first OSError that a write met."""
+        if self._error is not None:
+            raise self._error

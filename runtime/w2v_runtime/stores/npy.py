@@ -1,0 +1,68 @@
+"""A folder with one ``.npy`` an input that mirrors the inputs' tree: ``a/b.wav`` becomes ``a/b.wav.npy``.
+
+An array is (D,) or (T, D) float32, with a layers axis before D for several layers. ``index.jsonl`` has a line an input,
+in input order: ``npy`` (the array's name inside the folder), and ``file``, ``duration``, ``logits``, ``warnings`` as in
+``.jsonl``. ``metadata.json`` describes the run. Absolute inputs and inputs with ``..`` are named from the folder that
+holds all inputs (:func:`w2v_runtime.stores.tree.mirrored`).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from w2v_runtime.stores.base import Layout, Ledger
+from w2v_runtime.stores.jsonl import described
+from w2v_runtime.stores.npz import write_header
+from w2v_runtime.stores.pending import INDEX, METADATA, PendingFolder
+from w2v_runtime.stores.tree import mirrored
+
+if TYPE_CHECKING:
+    from w2v_runtime.results import Embedding
+
+_STAGING: Final = ".staging"
+RESERVED: Final = frozenset({INDEX, METADATA, _STAGING})
+
+
+class NpyStore:
+    """Writes numbered arrays; their names need the folder that holds all inputs, which is known only at commit."""
+
+    def __init__(self, pending: PendingFolder, layout: Layout) -> None:
+        self._pending = pending
+        self._layout = layout
+        self._ledger = Ledger(layout)
+        self._staging = pending.temporary / _STAGING
+        self._staging.mkdir()
+        self._records = (self._staging / INDEX).open("x", encoding="ascii")
+
+    def write(self, embedding: Embedding) -> None:
+        rows = self._layout.rows_of(embedding)
+        values = rows if self._layout.level == "frame" else rows[0]
+        with (self._staging / f"{len(self._ledger.paths)}.npy").open("xb") as file:
+            write_header(file, "<f4", values.shape)
+            file.write(values.data)
+        self._records.write(json.dumps(described(self._layout, embedding)) + "\n")
+        self._ledger.add(embedding, len(rows))
+
+    def commit(self) -> None:
+        self._ledger.check_complete()
+        self._records.close()
+        self._name_arrays()
+        text = json.dumps(self._ledger.metadata(), indent=2) + "\n"
+        (self._pending.temporary / METADATA).write_text(text, encoding="ascii")
+        self._pending.commit()
+
+    def discard(self) -> None:
+        self._pending.discard(self._records)
+
+    def _name_arrays(self) -> None:
+        root = self._pending.temporary
+        records = self._staging / INDEX
+        with records.open(encoding="ascii") as lines, (root / INDEX).open("x", encoding="ascii") as index:
+            names = mirrored(self._ledger.paths, ".npy", RESERVED)
+            for number, (name, line) in enumerate(zip(names, lines, strict=True)):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (self._staging / f"{number}.npy").rename(root / name)
+                index.write(json.dumps({"npy": name} | json.loads(line)) + "\n")
+        records.unlink()
+        self._staging.rmdir()

@@ -1,0 +1,112 @@
+"""``.parquet``: ``file``, ``start``, ``end``, the head's labels, ``embedding``; a row an input, or a row a frame.
+
+``embedding`` is fixed_size_list<float32> of D; of layers · D for several layers, layer by layer, as ``layers`` and
+``dim`` of the metadata tell. The schema carries the metadata as JSON under ``b"w2v"``; the inputs' warnings, known only
+at the end, stand under ``b"w2v_warnings"`` of the file's own key-value metadata. Text in Parquet must be UTF-8; names
+that are not are escaped, see :func:`file_text`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from w2v_runtime.stores.base import Layout, Ledger
+
+if TYPE_CHECKING:
+    from w2v_runtime.results import Embedding
+    from w2v_runtime.stores.pending import PendingFile
+
+METADATA_KEY: Final = "w2v"
+WARNINGS_KEY: Final = "w2v_warnings"
+#: Vectors are held back until they fill a row group of this many bytes.
+ROW_GROUP_BYTES: Final = 32 * 2**20
+
+_URI: Final = "file:"
+
+
+def file_text(path: str) -> str:
+    """A path as Parquet text: itself if it is UTF-8, else its bytes percent-encoded after ``file:``.
+
+    A path that itself begins with ``file:`` is encoded too, so the way back is certain:
+    ``os.fsdecode(urllib.parse.unquote_to_bytes(text[5:])) if text.startswith("file:") else text``.
+    """
+    utf8 = not any("\ud800" <= character <= "\udfff" for character in path)
+    return path if utf8 and not path.startswith(_URI) else _URI + quote(path, errors="surrogateescape")
+
+
+class ParquetStore:
+    """Collects rows in one fixed buffer and writes each full one as a row group."""
+
+    def __init__(self, pending: PendingFile, layout: Layout) -> None:
+        self._pending = pending
+        self._layout = layout
+        self._ledger = Ledger(layout)
+        width = int(np.prod(layout.vector))
+        capacity = max(1, min(ROW_GROUP_BYTES // (4 * width), layout.rows))
+        self._files: list[str] = []
+        self._times = np.empty((2, capacity))
+        self._logits = np.empty((len(layout.labels), capacity), np.float32)
+        self._vectors = np.empty((capacity, width), np.float32)
+        self._schema = _schema(layout, width, json.dumps(self._ledger.metadata()))
+        self._file = pending.create()
+        # Dictionaries and statistics of vectors cost time and never help a reader.
+        self._writer = pq.ParquetWriter(
+            self._file, self._schema, use_dictionary=["file"], write_statistics=["file", "start", "end"]
+        )
+
+    def write(self, embedding: Embedding) -> None:
+        rows = self._layout.rows_of(embedding)
+        times = np.stack(self._layout.times_of(embedding))
+        file = file_text(embedding.path)
+        done = 0
+        while done < len(rows):
+            filled = len(self._files)
+            taken = min(len(rows) - done, len(self._vectors) - filled)
+            self._files += [file] * taken
+            self._times[:, filled : filled + taken] = times[:, done : done + taken]
+            if embedding.logits is not None:
+                self._logits[:, filled : filled + taken] = embedding.logits[:, np.newaxis]
+            self._vectors[filled : filled + taken] = rows[done : done + taken].reshape(taken, -1)
+            done += taken
+            if len(self._files) == len(self._vectors):
+                self._write_row_group()
+        self._ledger.add(embedding, len(rows))
+
+    def commit(self) -> None:
+        self._ledger.check_complete()
+        if self._files:
+            self._write_row_group()
+        if self._ledger.warnings:
+            self._writer.add_key_value_metadata({WARNINGS_KEY: json.dumps(self._ledger.warnings)})
+        self._writer.close()
+        self._file.close()
+        self._pending.commit()
+
+    def discard(self) -> None:
+        self._pending.discard(self._writer, self._file)
+        # A writer whose close failed tries again, loudly, when it is collected.
+        self._writer.is_open = False
+
+    def _write_row_group(self) -> None:
+        rows = len(self._files)
+        vectors = pa.FixedSizeListArray.from_arrays(
+            pa.array(self._vectors[:rows].ravel()), type=self._schema.field("embedding").type
+        )
+        columns = [pa.array(self._files), *map(pa.array, (*self._times[:, :rows], *self._logits[:, :rows])), vectors]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=rows)
+        self._files.clear()
+
+
+def _schema(layout: Layout, width: int, metadata: str) -> pa.Schema:
+    number = pa.field("element", pa.float32(), nullable=False)
+    kinds = {"file": pa.string(), "start": pa.float64(), "end": pa.float64()}
+    kinds |= {label: pa.float32() for label in layout.labels}
+    kinds |= {"embedding": pa.list_(number, width)}
+    fields = [pa.field(name, kind, nullable=False) for name, kind in kinds.items()]
+    return pa.schema(fields, metadata={METADATA_KEY: metadata})

@@ -1,0 +1,68 @@
+"""What the commands share: errors as one sentence and an exit code, signals that stop a run in good order, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from w2v_models.errors import W2VError
+
+if TYPE_CHECKING:
+    from w2v_models.manifest import Source
+
+INTERRUPTED: Final = 130
+
+
+@contextlib.contextmanager
+def command(name: str) -> Iterator[None]:
+    """Run a command's body: whatever goes wrong becomes one sentence on standard error and the command's exit code.
+
+    SIGTERM and SIGHUP stop it like Ctrl-C. A traceback is shown only with ``W2V_DEBUG=1``.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(name, "interrupted")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except W2VError as error:
+        _raise_in_debug()
+        say(name, f"error: {error}")
+        sys.exit(error.exit_code)
+    except OSError as error:
+        _raise_in_debug()
+        where = f"{error.filename}: " if error.filename else ""
+        say(name, f"error: {where}{error.strerror or error}.")
+        sys.exit(1)
+    except Exception as error:
+        _raise_in_debug()
+        say(name, f"error: unexpected {type(error).__name__}: {error} (W2V_DEBUG=1 shows where)")
+        sys.exit(1)
+
+
+def _raise_in_debug() -> None:
+    if os.environ.get("W2V_DEBUG") == "1":
+        raise  # noqa: PLE0704 - called from an except clause only
+
+
+def say(name: str, message: str) -> None:
+    """A line on standard error; names that are not text are shown as escapes."""
+    text = f"{name}: {message}\n".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
+    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), text)
+
+
+def note_random_weights(name: str, source: Source) -> None:
+    """Say plainly that a bundle's weights are random."""
+    if source.random:
+        say(name, f"note: {source.model} here has seeded random weights (seed {source.seed}); embeddings mean nothing.")

@@ -1,0 +1,500 @@
+"""Stores: each format read back with its ordinary tool, whole or absent, in flat memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+import tracemalloc
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import pytest
+
+from w2v_models.errors import OutputError
+from w2v_runtime.results import Embedding, FrameTimes, Level
+from w2v_runtime.stores import EmbeddingStore, Layout, check_output, open_store, output_format, write_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from w2v_runtime.stores.base import JSON
+
+TIMES = FrameTimes(step=0.02, width=0.025)
+METADATA: dict[str, JSON] = {"model": "tiny", "random_weights": True}
+LABELS = ("arousal", "dominance", "valence")
+DIM = 5
+NOT_UTF8 = os.fsdecode(b"caf\xe9 \xff.wav")
+#: Names as file systems really hold them; the last two share a basename.
+NAMES = [
+    "plain.wav",
+    "two words.wav",
+    "line\nbreak\r.wav",
+    'comma, "quote".wav',
+    "-o.wav",
+    "Ünïcödé 音.wav",
+    NOT_UTF8,
+    "a/same.wav",
+    "b/same.wav",
+]
+#: Every exponent matters to a decimal: the smallest, the largest, a negative zero, one that needs nine digits.
+HARD = np.array([1e-45, 3.4028235e38, -0.0, 0.1, 1.00000012], np.float32)
+
+FORMATS = ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of output, with the embeddings and the layout that go with it."""
+
+    level: Level = "utterance"
+    layers: tuple[str, ...] = ("last",)
+    labels: tuple[str, ...] = ()
+
+    def embeddings(self) -> list[Embedding]:
+        """One embedding a name, with 1, 2, … frames at frame level; the second has a warning."""
+        generator = np.random.default_rng(7)
+        made = []
+        for position, name in enumerate(NAMES):
+            shape: tuple[int, ...] = (position + 1,) if self.level == "frame" else ()
+            shape += (len(self.layers), DIM) if len(self.layers) > 1 else (DIM,)
+            values = generator.standard_normal(shape).astype(np.float32)
+            values.reshape(-1)[:DIM] = np.roll(HARD, position)
+            logits = generator.random(len(self.labels)).astype(np.float32) if self.labels else None
+            warnings = ("cut short",) if position == 1 else ()
+            made.append(Embedding(name, values, 1 / (position + 1), logits, warnings))
+        return made
+
+    def layout(self, made: list[Embedding]) -> Layout:
+        frames = sum(len(embedding.values) for embedding in made) if self.level == "frame" else 0
+        return Layout(len(made), frames, DIM, self.layers, self.level, self.labels, TIMES, dict(METADATA))
+
+    def rows(self, made: list[Embedding]) -> list[Any]:
+        """The vectors of all inputs, one after the other."""
+        return [row for e in made for row in (e.values if self.level == "frame" else [e.values])]
+
+    def spans(self, made: list[Embedding]) -> list[tuple[float, float]]:
+        """Start and end of each row in seconds."""
+        if self.level == "utterance":
+            return [(0.0, embedding.duration) for embedding in made]
+        return [(t * 0.02, t * 0.02 + 0.025) for embedding in made for t in range(len(embedding.values))]
+
+    def check_metadata(self, metadata: dict[str, Any]) -> None:
+        assert metadata.items() >= {**METADATA, "layers": list(self.layers), "dim": DIM}.items()
+        if self.level == "frame":
+            assert (metadata["frame_step_seconds"], metadata["frame_width_seconds"]) == (0.02, 0.025)
+
+
+UTTERANCES = Case()
+SHAPES = pytest.mark.parametrize(
+    "case",
+    [
+        UTTERANCES,
+        Case("utterance", ("0", "last"), LABELS),
+        Case("frame", ("9",), LABELS),
+        Case("frame", ("0", "9"), ()),
+    ],
+    ids=["utterance", "utterance-layers-head", "frame-head", "frame-layers"],
+)
+
+
+def kind_of(path: Path) -> Any:
+    """The format of a path as if typed, where a name without a suffix stands for a folder."""
+    name = f"{path}/" if not path.suffix else str(path)
+    for suffix, package in ((".parquet", "pyarrow"), (".h5", "h5py")):
+        if path.suffix == suffix:
+            pytest.importorskip(package)
+    return output_format(name)
+
+
+def begin(path: Path, layout: Layout, overwrite: bool = False) -> EmbeddingStore:
+    return open_store(path, layout, kind_of(path), overwrite)
+
+
+def write_all(target: EmbeddingStore, made: Iterable[Embedding], commit: bool = False) -> None:
+    for embedding in made:
+        target.write(embedding)
+    if commit:
+        target.commit()
+
+
+def store(path: Path, made: list[Embedding], layout: Layout, overwrite: bool = False) -> None:
+    write_all(begin(path, layout, overwrite), made, commit=True)
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """The bytes of a file, or of all files of a folder, by their names inside it."""
+    files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
+    return {entry.relative_to(path).as_posix(): entry.read_bytes() for entry in files}
+
+
+def same(actual: Any, expected: Any) -> bool:
+    """Equal bit for bit, the sign of zero included."""
+    left, right = np.asarray(actual, np.float32), np.asarray(expected, np.float32)
+    return left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+@SHAPES
+def test_npz(tmp_path: Path, case: Case) -> None:
+    """An .npz gives back every value, name and duration without pickle, and the frames of each input by offsets."""
+    made = case.embeddings()
+    store(tmp_path / "out.npz", made, case.layout(made))
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as archive:
+        read = dict(archive)
+    assert read["paths"].tolist() == NAMES
+    assert os.fsencode(read["paths"][6].item()) == b"caf\xe9 \xff.wav"
+    assert read["durations"].tolist() == [embedding.duration for embedding in made]
+    metadata = json.loads(read["metadata"].item())
+    case.check_metadata(metadata)
+    assert metadata["warnings"] == {"two words.wav": ["cut short"]}
+    assert same(read["embeddings"], np.array([*case.rows(made)]))
+    assert ("frame_offsets" in read) == (case.level == "frame")
+    if case.level == "frame":
+        assert read["frame_offsets"].dtype == np.int64
+        for embedding, (start, end) in zip(made, pairwise(read["frame_offsets"]), strict=True):
+            assert same(read["embeddings"][start:end], embedding.values)
+    assert ("logits" in read, "logit_names" in read) == (bool(case.labels), bool(case.labels))
+    if case.labels:
+        assert read["logit_names"].tolist() == list(LABELS)
+        assert same(read["logits"], [embedding.logits for embedding in made])
+
+
+@SHAPES
+def test_csv(tmp_path: Path, case: Case) -> None:
+    """A .csv read by the csv module gives back every float32, name and time, and its metadata stand beside it."""
+    made = case.embeddings()
+    store(tmp_path / "out.csv", made, case.layout(made))
+    with (tmp_path / "out.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        header, *rows = csv.reader(file)
+    dims = [f"f{i}" for i in range(DIM)]
+    several = [f"l{layer}_{dim}" for layer in case.layers for dim in dims]
+    assert header == ["file", "start", "end", *case.labels, *(several if len(case.layers) > 1 else dims)]
+    expected = [(embedding, row) for embedding in made for row in case.rows([embedding])]
+    for fields, (embedding, row) in zip(rows, expected, strict=True):
+        assert fields[0] == embedding.path
+        assert same([float(field) for field in fields[3 + len(case.labels) :]], row.ravel())
+        if embedding.logits is not None:
+            assert same([float(field) for field in fields[3 : 3 + len(case.labels)]], embedding.logits)
+    assert [(float(row[1]), float(row[2])) for row in rows] == case.spans(made)
+    assert b"caf\xe9 \xff.wav," in (tmp_path / "out.csv").read_bytes()
+    case.check_metadata(json.loads((tmp_path / "out.csv.metadata.json").read_text()))
+
+
+@SHAPES
+def test_jsonl(tmp_path: Path, case: Case) -> None:
+    """A .jsonl holds one object an input with its values nested as in the array, and standard output the same lines."""
+    made = case.embeddings()
+    layout = case.layout(made)
+    store(tmp_path / "out.jsonl", made, layout)
+    text = (tmp_path / "out.jsonl").read_text(encoding="ascii")
+    for line, embedding in zip(text.splitlines(), made, strict=True):
+        record = json.loads(line)
+        assert (record["file"], record["duration"]) == (embedding.path, embedding.duration)
+        assert (record["start"], record["end"]) == (0, embedding.duration)
+        assert same(record["embeddings" if case.level == "frame" else "embedding"], embedding.values)
+        assert record.get("warnings", []) == list(embedding.warnings)
+        assert ("logits" in record) == bool(case.labels)
+        if embedding.logits is not None:
+            assert tuple(record["logits"]) == LABELS
+            assert same([*record["logits"].values()], embedding.logits)
+        if case.level == "frame":
+            assert (record["step"], record["width"], record["frames"]) == (0.02, 0.025, len(embedding.values))
+    case.check_metadata(json.loads((tmp_path / "out.jsonl.metadata.json").read_text()))
+    stream = io.StringIO()
+    write_lines(stream, layout, made)
+    assert stream.getvalue() == text
+
+
+@SHAPES
+def test_parquet(tmp_path: Path, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A .parquet has the announced columns, every value over several row groups, and the metadata in its schema."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    from w2v_runtime.stores import parquet
+
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 4 * 4 * DIM * len(case.layers))
+    made = case.embeddings()
+    store(tmp_path / "out.parquet", made, case.layout(made))
+    table = pq.read_table(tmp_path / "out.parquet")
+    rows = case.rows(made)
+    assert table.schema.names == ["file", "start", "end", *case.labels, "embedding"]
+    assert table.schema.field("embedding").type.list_size == DIM * len(case.layers)
+    assert table.schema.field("embedding").type.value_type == pa.float32()
+    assert same(table["embedding"].combine_chunks().flatten().to_numpy().reshape(np.shape(rows)), rows)
+    assert list(zip(table["start"].to_pylist(), table["end"].to_pylist(), strict=True)) == case.spans(made)
+    assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == -(-len(rows) // 4)
+    owners = [embedding for embedding in made for _ in case.rows([embedding])]
+    assert [path_of(text) for text in table["file"].to_pylist()] == [embedding.path for embedding in owners]
+    for position, label in enumerate(case.labels):
+        assert same(table[label].to_numpy(), [e.logits[position] for e in owners if e.logits is not None])
+    case.check_metadata(json.loads(table.schema.metadata[b"w2v"]))
+    warnings = pq.read_metadata(tmp_path / "out.parquet").metadata[b"w2v_warnings"]
+    assert json.loads(warnings) == {"two words.wav": ["cut short"]}
+
+
+def path_of(text: str) -> str:
+    return os.fsdecode(unquote_to_bytes(text[5:])) if text.startswith("file:") else text
+
+
+@SHAPES
+def test_h5(tmp_path: Path, case: Case) -> None:
+    """An .h5 holds one matrix of utterances, or a dataset an input under its own name, and everything beside them."""
+    h5py = pytest.importorskip("h5py")
+    made = case.embeddings()
+    store(tmp_path / "out.h5", made, case.layout(made))
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert [os.fsdecode(path) for path in file["paths"]] == NAMES
+        assert file["durations"][:].tolist() == [embedding.duration for embedding in made]
+        case.check_metadata(json.loads(file.attrs["metadata"]))
+        if case.level == "utterance":
+            assert same(file["embeddings"][:], [embedding.values for embedding in made])
+            assert "frames" not in file
+        else:
+            assert same(file["frames/a/same.wav"][:], made[7].values)
+            assert same(file[b"frames/" + os.fsencode(NOT_UTF8)][:], made[6].values)
+            for name, embedding in zip(file["datasets"], made, strict=True):
+                assert same(file[name][:], embedding.values)
+            assert "staging" not in file
+        assert ("logits" in file) == bool(case.labels)
+        if case.labels:
+            assert [name.decode() for name in file["logit_names"]] == list(LABELS)
+            assert same(file["logits"][:], [embedding.logits for embedding in made])
+
+
+@SHAPES
+def test_npy_folder(tmp_path: Path, case: Case) -> None:
+    """A folder mirrors the inputs' tree with one array each, and its index lists them in input order."""
+    made = case.embeddings()
+    store(tmp_path / "out", made, case.layout(made))
+    assert set(content(tmp_path / "out")) == {f"{name}.npy" for name in NAMES} | {"metadata.json", "index.jsonl"}
+    lines = (tmp_path / "out" / "index.jsonl").read_text().splitlines()
+    for line, embedding in zip(lines, made, strict=True):
+        record = json.loads(line)
+        assert (record["file"], record["npy"]) == (embedding.path, f"{embedding.path}.npy")
+        assert record["duration"] == embedding.duration
+        assert record.get("warnings", []) == list(embedding.warnings)
+        assert same(np.load(tmp_path / "out" / record["npy"]), embedding.values)
+        if embedding.logits is not None:
+            assert same([*record["logits"].values()], embedding.logits)
+    case.check_metadata(json.loads((tmp_path / "out" / "metadata.json").read_text()))
+
+
+def test_longest_names_still_fit_with_a_suffix(tmp_path: Path) -> None:
+    """Two inputs whose names fill the 255 bytes of a file system become two arrays, found through the index."""
+    names = ["é" * 120 + "x" * 11 + end for end in ("1.wav", "2.wav")]
+    made = [Embedding(name, np.full(DIM, position, np.float32), 1.0) for position, name in enumerate(names)]
+    store(tmp_path / "out", made, UTTERANCES.layout(made))
+    records = [json.loads(line) for line in (tmp_path / "out" / "index.jsonl").read_text().splitlines()]
+    assert [record["file"] for record in records] == names
+    assert [np.load(tmp_path / "out" / record["npy"])[0] for record in records] == [0, 1]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_appears_before_commit_or_stays_after_discard(tmp_path: Path, name: str) -> None:
+    """Until commit there is no output; discard removes every trace, may be called twice, and never touches a result."""
+    made = UTTERANCES.embeddings()
+    target = begin(tmp_path / name, UTTERANCES.layout(made))
+    target.write(made[0])
+    assert not (tmp_path / name).exists()
+    target.discard()
+    target.discard()
+    assert list(tmp_path.iterdir()) == []
+    target = begin(tmp_path / name, UTTERANCES.layout(made))
+    write_all(target, made, commit=True)
+    target.discard()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {name} | ({f"{name}.metadata.json"} if name.endswith(("csv", "jsonl")) else set())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_existing_output_is_only_replaced_on_demand(tmp_path: Path, name: str) -> None:
+    """An existing output is refused and untouched, also one that appears meanwhile; with overwrite it is replaced."""
+    made = UTTERANCES.embeddings()
+    path = tmp_path / name
+    late = begin(path, UTTERANCES.layout(made))
+    write_all(late, made)
+    store(tmp_path / f"first-{name}", made, UTTERANCES.layout(made))
+    (tmp_path / f"first-{name}").rename(path)
+    before = content(path)
+    with pytest.raises(OutputError, match="--overwrite"):
+        late.commit()
+    late.discard()
+    with pytest.raises(OutputError, match="--overwrite"):
+        begin(path, UTTERANCES.layout(made))
+    with pytest.raises(OutputError, match="--overwrite"):
+        check_output(path, kind=kind_of(path))
+    assert content(path) == before
+    fewer = made[:2]
+    check_output(path, overwrite=True, kind=kind_of(path))
+    store(path, fewer, UTTERANCES.layout(fewer), overwrite=True)
+    assert content(path) != before
+    store(tmp_path / f"fresh-{name}", fewer, UTTERANCES.layout(fewer))
+    assert content(path) == content(tmp_path / f"fresh-{name}")
+    assert not [entry for entry in tmp_path.iterdir() if ".w2v-" in entry.name]
+
+
+def test_leftovers_of_a_killed_run_are_replaced(tmp_path: Path) -> None:
+    """Temporary files of a run that was killed do not stand in the way of the next."""
+    made = UTTERANCES.embeddings()
+    for name in FORMATS:
+        killed = begin(tmp_path / name, UTTERANCES.layout(made))
+        killed.write(made[0])
+        store(tmp_path / name, made, UTTERANCES.layout(made))
+        assert (tmp_path / name).exists()
+
+
+def test_a_folder_with_other_files_is_never_overwritten(tmp_path: Path) -> None:
+    """A folder that holds anything but an earlier output is refused even with overwrite, and nothing in it is lost."""
+    made = UTTERANCES.embeddings()
+    store(tmp_path / "out", made, UTTERANCES.layout(made))
+    (tmp_path / "out" / "a" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"a/notes\.txt"):
+        begin(tmp_path / "out", UTTERANCES.layout(made), overwrite=True)
+    assert (tmp_path / "out" / "a" / "notes.txt").read_text() == "mine"
+    (tmp_path / "own").mkdir()
+    np.save(tmp_path / "own" / "array.npy", np.zeros(3))
+    with pytest.raises(OutputError, match=r"array\.npy"):
+        begin(tmp_path / "own", UTTERANCES.layout(made), overwrite=True)
+
+
+def test_an_empty_folder_is_a_free_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder takes a folder output without overwrite, unless the command runs in it."""
+    (tmp_path / "out").mkdir()
+    made = UTTERANCES.embeddings()
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(OutputError, match="current folder"):
+        open_store(Path(), UTTERANCES.layout(made))
+    monkeypatch.chdir(tmp_path)
+    store(tmp_path / "out", made, UTTERANCES.layout(made))
+    assert (tmp_path / "out" / "plain.wav.npy").is_file()
+
+
+def test_a_link_at_the_output_keeps_pointing_there(tmp_path: Path) -> None:
+    """Where the output is a symbolic link, its target is what gets replaced."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "out.npz").write_bytes(b"old")
+    (tmp_path / "out.npz").symlink_to(tmp_path / "real" / "out.npz")
+    made = UTTERANCES.embeddings()
+    store(tmp_path / "out.npz", made, UTTERANCES.layout(made), overwrite=True)
+    assert (tmp_path / "out.npz").is_symlink()
+    assert np.load(tmp_path / "real" / "out.npz")["paths"].tolist() == NAMES
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_miscounted_outputs_do_not_commit(tmp_path: Path, name: str) -> None:
+    """A store that got fewer inputs than announced, or one of another shape, says so and leaves no output."""
+    made = UTTERANCES.embeddings()
+    target = begin(tmp_path / name, UTTERANCES.layout(made))
+    with pytest.raises(ValueError, match=r"plain\.wav: values"):
+        target.write(Embedding("plain.wav", np.zeros((2, DIM), np.float32), 1.0))
+    with pytest.raises(ValueError, match=r"plain\.wav: logits"):
+        target.write(Embedding("plain.wav", np.zeros(DIM, np.float32), 1.0, np.zeros(3, np.float32)))
+    target.write(made[0])
+    with pytest.raises(ValueError, match="announced"):
+        target.commit()
+    target.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let the system refuse to grow any file beyond ``size`` bytes, as a full disk or a quota does."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("level", ["utterance", "frame"])
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_full_disk_is_an_os_error_and_leaves_nothing(tmp_path: Path, name: str, level: Level) -> None:
+    """When the disk takes no more the store raises OSError, and discard then removes everything."""
+    values = np.random.default_rng(1).standard_normal((4000, DIM)).astype(np.float32)
+    inputs = [values] * 4 if level == "frame" else list(values)
+    made = [Embedding(f"{i}.wav", each, 1.0) for i, each in enumerate(inputs)]
+    target = begin(tmp_path / name, Case(level).layout(made))
+    with file_size_limit(20_000 if level == "frame" else 40), pytest.raises(OSError, match="File too large"):
+        write_all(target, made, commit=True)
+    with file_size_limit(40):
+        target.discard()
+    del target
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out.csv", "out.jsonl", "out.h5"])
+def test_equal_results_are_equal_bytes(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs over the same inputs write the same file, days apart."""
+    case = Case("frame", ("9",), LABELS)
+    made = case.embeddings()
+    store(tmp_path / f"1-{name}", made, case.layout(made))
+    later = time.time() + 3e6
+    monkeypatch.setattr(time, "time", lambda: later)
+    store(tmp_path / f"2-{name}", made, case.layout(made))
+    assert (tmp_path / f"1-{name}").read_bytes() == (tmp_path / f"2-{name}").read_bytes()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_inputs_make_a_valid_empty_output(tmp_path: Path, name: str) -> None:
+    """A run in which every input failed still writes an output, with no rows."""
+    store(tmp_path / name, [], Case("frame").layout([]))
+    if name == "out.npz":
+        read = np.load(tmp_path / name)
+        assert (read["embeddings"].shape, read["paths"].shape, read["frame_offsets"].tolist()) == ((0, DIM), (0,), [0])
+    assert (tmp_path / name).exists()
+
+
+def long_audio(frames: int) -> tuple[list[Embedding], Layout]:
+    """One input of ``frames`` frames of 768."""
+    values = np.random.default_rng(3).standard_normal((frames, 768)).astype(np.float32)
+    layout = Layout(1, frames, 768, ("last",), "frame", (), TIMES, {})
+    return [Embedding("long.wav", values, frames / 50)], layout
+
+
+def peak(path: Path, made: Iterable[Embedding], layout: Layout) -> int:
+    """Bytes that Python held at most while a store was written."""
+    target = begin(path, layout)
+    tracemalloc.start()
+    try:
+        write_all(target, made, commit=True)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("out.npz", 20_000), ("out.h5", 1_500), ("out.csv", 300), ("out.jsonl", 300)]
+)
+def test_utterances_stream_in_flat_memory(tmp_path: Path, name: str, count: int) -> None:
+    """Writing utterances holds a small part of their size: the vectors pass through."""
+    dim = 768
+    layout = Layout(count, 0, dim, ("last",), "utterance", (), TIMES, {})
+    vector = np.random.default_rng(3).standard_normal(dim).astype(np.float32)
+    made = (Embedding(f"{i}.wav", vector + i, 1.0) for i in range(count))
+    assert peak(tmp_path / name, made, layout) < max(count * 300, 2**20)
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out", "out.h5", "out.jsonl", "out.csv"])
+def test_long_audio_is_written_without_a_copy(tmp_path: Path, name: str) -> None:
+    """The frames of one long input are written from where they lie, not from a second copy or a text of the whole."""
+    made, layout = long_audio(500)
+    assert peak(tmp_path / name, made, layout) < made[0].values.nbytes / 4
+
+
+def test_parquet_holds_one_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A .parquet keeps no more rows back than one row group has, also within one long input."""
+    pytest.importorskip("pyarrow")
+    from w2v_runtime.stores import parquet
+
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 2**18)
+    made, layout = long_audio(3000)
+    assert peak(tmp_path / "out.parquet", made, layout) < made[0].values.nbytes / 8
