@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL := facebook/wav2vec2-base-960h
 DEMO := .demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-full lint clean
 
 # Export the base model (with random weights where the hub cannot be reached) and embed the sample recordings.
 demo: $(VENV)/.installed
@@ -14,6 +14,10 @@ demo: $(VENV)/.installed
 # Every test, then the runtime's once more where neither torch, transformers nor onnx is installed.
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# Every variant at its true size, about half an hour and 10 GB of memory.
+test-full: $(VENV)/.installed
+	$(BIN)/python -m pytest -s tests/full_size
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soxr
+
 from audio_files import (
     JOINED,
     RATE,
@@ -20,7 +21,6 @@ from audio_files import (
     speech_like,
     wav_bytes,
 )
-
 from w2v_models.errors import AudioError
 from w2v_runtime.audio import declared_seconds, from_array, open_audio, read_audio
 
@@ -124,7 +124,7 @@ def test_mp3_of_varying_bit_rate_without_count_is_read_whole(tmp_path: Path) -> 
     content = bytearray(b"".join(parts))
     header = max(content.find(b"Xing"), content.find(b"Info"))
     content[header + 7] &= 0xFE  # the flag that a frame count follows
-    assert read_audio(saved(tmp_path, bytes(content)), RATE).duration == pytest.approx(12, abs=0.3)
+    assert 12 <= read_audio(saved(tmp_path, bytes(content)), RATE).duration < 12.3  # encoders pad
 
 
 def test_flac_without_count_is_read_whole(tmp_path: Path) -> None:

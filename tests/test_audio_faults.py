@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from audio_files import (
     JOINED,
     RATE,
@@ -24,7 +25,6 @@ from audio_files import (
     speech_like,
     wav_bytes,
 )
-
 from w2v_models.errors import AudioError
 from w2v_runtime.audio import MAX_DECLARED_SECONDS, declared_seconds, from_array, read_audio
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from w2v_runtime import processors
 
 Array = npt.NDArray[Any]
 
+#: The first release whose CPU provider honours ``nonpad_kv_seqlen`` of Attention; 1.24 attends to the padding.
+_OLDEST: Final = (1, 25)
 #: Wheels that all install the import package ``onnxruntime``, over each other.
 _WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _CUDA_OPTIONS = {
@@ -72,6 +74,15 @@ def check_installation() -> None:
         )
     if importlib.util.find_spec("onnxruntime") is None:
         raise EngineError("No inference engine is installed: pip install 'w2v-onnx[cpu]', or [gpu] for CUDA.")
+    import onnxruntime
+
+    version: str = onnxruntime.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+        needed = ".".join(map(str, _OLDEST))
+        raise EngineError(
+            f"ONNX Runtime {version} computes padded batches wrongly; {needed} is needed: "
+            f"pip install -U '{(installed or ['onnxruntime'])[0]}>={needed}'"
+        )
 
 
 def _is_installed(distribution: str) -> bool:

@@ -31,18 +31,21 @@ class Failure:
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """Where frames stand in the input's own time: frame t from t·step to t·step + width seconds."""
+    """Where frames stand in the input's own time: frame t from t·step to t·step + width seconds.
+
+    Times are rounded to a nanosecond, so that they read as 0.7 and not as 0.7000000000000001.
+    """
 
     step: float
     width: float
 
     def starts(self, frames: int) -> npt.NDArray[np.float64]:
         """Start of each of ``frames`` frames in seconds: (frames,)."""
-        return np.arange(frames) * self.step
+        return np.round(np.arange(frames) * self.step, 9)
 
     def ends(self, frames: int) -> npt.NDArray[np.float64]:
         """End of each of ``frames`` frames in seconds: (frames,)."""
-        return self.starts(frames) + self.width
+        return np.round(np.arange(frames) * self.step + self.width, 9)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from w2v_runtime.embedder import Embedder
 from w2v_runtime.inputs import ALL, Shard
 from w2v_runtime.results import Embedding, Failure, Request
 from w2v_runtime.spool import JOURNAL_SUFFIX, VALUES_SUFFIX, Header, Spool, Stamp, beside, read_entries
-from w2v_runtime.stores import Layout, OutputFormat, open_store, read_values, write_lines
+from w2v_runtime.stores import Layout, OutputFormat, open_store, write_lines
 from w2v_runtime.terminal import say
 
 STDOUT: Final = "stdout"
@@ -141,6 +141,7 @@ def metadata(embedder: Embedder, request: Request, corpus: CorpusOptions) -> dic
         "precision": embedder.precision,
         "device": embedder.engine.device,
         "channel": "mean" if corpus.channel is None else corpus.channel,
+        "labels": list(embedder.labels),
         "frame_step_seconds": embedder.times.step,
         "frame_width_seconds": embedder.times.width,
         "packages": {name: version for name in packages if (version := _version(name))},
@@ -167,7 +168,7 @@ def run(
             embedder, _unfinished(inputs, options, spool, stamps, summary), options.request, options.corpus
         ):
             if spool.complete:
-                spool.restore(header, read_values(options.output, options.format, _shapes(spool)))
+                _restore(spool, header, options)
             _record(finished, spool, stamps, failures, summary)
             if time.monotonic() - flushed > _FLUSH_SECONDS:
                 spool.flush()
@@ -175,7 +176,7 @@ def run(
             progress(summary)
         if not spool.unchanged:
             if spool.complete:
-                spool.restore(header, read_values(options.output, options.format, _shapes(spool)))
+                _restore(spool, header, options)
             spool.flush()
             _write_output(embedder, spool, options)
         spool.finish(header)
@@ -239,8 +240,12 @@ def _record(
     summary.padded_samples += finished.padded_samples
 
 
-def _shapes(spool: Spool) -> Iterator[tuple[int, ...]]:
-    return (entry.shape for entry in read_entries(spool.journal_path))
+def _restore(spool: Spool, header: Header, options: RunOptions) -> None:
+    """Take a complete output's values back into the record, to add to them."""
+    from w2v_runtime.stores import read_values
+
+    shapes = (entry.shape for entry in read_entries(spool.journal_path))
+    spool.restore(header, read_values(options.output, options.format, shapes))
 
 
 def _write_output(embedder: Embedder, spool: Spool, options: RunOptions) -> None:

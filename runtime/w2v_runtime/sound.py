@@ -157,7 +157,7 @@ class Sound:
             pass  # nothing was written, so nothing is lost
 
 
-class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
+class _Sequential(soundfile.SoundFile):
     """A file that is never sought: soundfile seeks after each read of a seekable one, which hangs on a cut FLAC."""
 
     def seekable(self) -> bool:

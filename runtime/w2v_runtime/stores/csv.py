@@ -7,12 +7,21 @@ needed; a name that is not UTF-8 is written as its own bytes, and reads back wit
 
 from __future__ import annotations
 
+import csv
+import itertools
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from w2v_runtime.stores.base import Layout, Ledger
+from w2v_runtime.stores.reading import Shape, Values, block_rows, cut, vector_shape
 from w2v_runtime.stores.text import TextOutput, shortest
+from w2v_runtime.stores.text import read_metadata as read_metadata
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
     from w2v_runtime.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
 
@@ -43,6 +52,11 @@ class CsvStore:
         self._output.discard()
 
 
+def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The values of each input."""
+    return cut(_blocks(path), shapes)
+
+
 def columns(layout: Layout) -> list[str]:
     """The names in the header line."""
     dims = [f"f{i}" for i in range(layout.dim)]
@@ -56,3 +70,29 @@ def _quoted(text: str) -> str:
     if any(character in text for character in ',"\r\n'):
         return '"' + text.replace('"', '""') + '"'
     return text
+
+
+def _blocks(path: Path) -> Iterator[Values]:
+    vector = vector_shape(read_metadata(path))
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(_whole_lines(file), strict=True)
+        header = next(rows)
+        while len(block := _parsed(list(itertools.islice(rows, block_rows(vector))), len(header), vector)):
+            yield block
+
+
+def _whole_lines(file: Iterable[str]) -> Iterator[str]:
+    """The lines of a file; a last one without its end may be cut in the middle of a number."""
+    line = ""
+    for line in file:
+        yield line
+    if not line.endswith("\n"):
+        raise ValueError("its last row is cut short")
+
+
+def _parsed(rows: list[list[str]], columns: int, vector: Shape) -> Values:
+    """The vectors of rows of text, each of which ends in one: (rows, *vector)."""
+    if any(len(row) != columns for row in rows):
+        raise ValueError("a row has not as many fields as the header")
+    width = int(np.prod(vector))
+    return np.array([row[-width:] for row in rows], np.float32).reshape(len(rows), *vector)

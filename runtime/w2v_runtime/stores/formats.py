@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from w2v_models.errors import OutputError
+from w2v_runtime.stores import csv, jsonl, npy, npz
 from w2v_runtime.stores.csv import CsvStore
 from w2v_runtime.stores.jsonl import JsonlStore
 from w2v_runtime.stores.npy import NpyStore
@@ -15,7 +17,10 @@ from w2v_runtime.stores.npz import NpzStore
 from w2v_runtime.stores.pending import PendingFile, PendingFolder, check_file, check_folder
 
 if TYPE_CHECKING:
-    from w2v_runtime.stores.base import EmbeddingStore, Layout
+    from collections.abc import Iterable, Iterator
+
+    from w2v_runtime.stores.base import EmbeddingStore, Layout, Metadata
+    from w2v_runtime.stores.reading import Reader, Shape, Values
 
 OutputFormat = Literal["npz", "csv", "jsonl", "parquet", "h5", "npy", "stdout"]
 
@@ -77,6 +82,60 @@ def open_store(path: Path, layout: Layout, kind: str | None = None, overwrite: b
     except BaseException:
         pending.discard()
         raise
+
+
+def read_values(path: Path, kind: OutputFormat, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """Read a committed output back: the float32 values of each input as they were written, in the output's order.
+
+    ``shapes`` are those of the inputs' values: (D,) or (layers, D) of an utterance, (T, D) or (T, layers, D) of frames.
+    Nothing is certain of the values before the last is taken, which is when checksums and the end of the file are seen.
+
+    Raises:
+        OutputError: the output is missing or damaged, or holds fewer or more inputs or rows than ``shapes``.
+        OSError: it cannot be read.
+    """
+    with _damage_named(path):
+        yield from _reader(kind).read(path, shapes)
+
+
+def read_metadata(path: Path, kind: OutputFormat) -> Metadata:
+    """What a committed output says of itself.
+
+    Raises:
+        OutputError: the output is missing or damaged.
+        OSError: it cannot be read.
+    """
+    with _damage_named(path):
+        return _reader(kind).read_metadata(path)
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what the formats' libraries raise over a damaged output, of many classes, into OutputError."""
+    try:
+        yield
+    except (OutputError, MemoryError):
+        raise
+    except Exception as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if isinstance(error, OSError) and error.errno is not None and not missing:
+            raise
+        raise OutputError(
+            f"{path} does not hold what its journal says; replace it with w2v-embed --overwrite."
+        ) from error
+
+
+def _reader(kind: OutputFormat) -> Reader:
+    if kind == "parquet":
+        from w2v_runtime.stores import parquet
+
+        return parquet
+    if kind == "h5":
+        from w2v_runtime.stores import h5
+
+        return h5
+    readers: dict[str, Reader] = {"npz": npz, "csv": csv, "jsonl": jsonl, "npy": npy}
+    return readers[kind]
 
 
 def _file_store(kind: str, pending: PendingFile, layout: Layout) -> EmbeddingStore:

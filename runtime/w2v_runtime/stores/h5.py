@@ -10,16 +10,18 @@ and ``os.fsdecode`` makes paths of them.
 from __future__ import annotations
 
 import io
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 import h5py
 import numpy as np
 
-from w2v_runtime.stores.base import Layout, Ledger
+from w2v_runtime.stores.base import Layout, Ledger, Metadata
+from w2v_runtime.stores.reading import Shape, Values, block_rows, check_array, cut, paired
 from w2v_runtime.stores.tree import mirrored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from w2v_runtime.results import Embedding
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _FRAMES: Final = "frames"
 _STAGING: Final = "staging"
+#: Names of datasets that are read at a time.
+_NAMES_AT_ONCE: Final = 4096
 
 
 class Hdf5Store:
@@ -84,6 +88,37 @@ class Hdf5Store:
             self._file.move(f"{_STAGING}/{position}", _bytes(name))
         del self._file[_STAGING]
         self._add_text("datasets", datasets)
+
+
+def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The values of each input."""
+    with path.open("rb") as file, h5py.File(file, "r") as output:
+        if _FRAMES not in output:
+            yield from cut(_blocks(output["embeddings"]), shapes)
+            return
+        for name, shape in paired(_names(output["datasets"]), shapes):
+            dataset = output[name]
+            check_array(dataset.dtype, dataset.shape, shape)
+            yield dataset[:]
+
+
+def read_metadata(path: Path) -> Metadata:
+    """What the output says of itself."""
+    with path.open("rb") as file, h5py.File(file, "r") as output:
+        metadata: Metadata = json.loads(output.attrs["metadata"])
+    return metadata
+
+
+def _blocks(matrix: h5py.Dataset) -> Iterator[Values]:
+    check_array(matrix.dtype, matrix.shape, matrix.shape)
+    at_once = block_rows(matrix.shape[1:])
+    for start in range(0, len(matrix), at_once):
+        yield matrix[start : start + at_once]
+
+
+def _names(datasets: h5py.Dataset) -> Iterator[bytes]:
+    for start in range(0, len(datasets), _NAMES_AT_ONCE):
+        yield from datasets[start : start + _NAMES_AT_ONCE]
 
 
 def _bytes(text: str) -> bytes:

@@ -10,19 +10,28 @@ its bytes again (pandas 3 has no text that can hold such a name).
 from __future__ import annotations
 
 import json
-from typing import IO, TYPE_CHECKING
+import math
+import re
+from typing import IO, TYPE_CHECKING, Final
+
+import numpy as np
 
 from w2v_runtime.stores.base import JSON, Layout, Ledger
+from w2v_runtime.stores.reading import BLOCK_BYTES, Shape, Values, paired
 from w2v_runtime.stores.text import TextOutput, shortest
+from w2v_runtime.stores.text import read_metadata as read_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
-    import numpy as np
     import numpy.typing as npt
 
     from w2v_runtime.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
+
+#: Where a line's vectors begin; inside a string the quotes would be escaped.
+_VECTORS: Final = re.compile(rb', "embeddings?": (?=\[)')
 
 
 class JsonlStore:
@@ -56,6 +65,13 @@ def write_lines(file: IO[str], layout: Layout, embeddings: Iterable[Embedding]) 
     for embedding in embeddings:
         _write_line(file, layout, embedding)
         file.flush()
+
+
+def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The values of each input."""
+    with path.open("rb") as file:
+        for head, shape in paired(_heads(file), shapes):
+            yield _read_array(file, head, shape)
 
 
 def described(layout: Layout, embedding: Embedding) -> dict[str, JSON]:
@@ -92,3 +108,28 @@ def _write_array(file: IO[str], values: npt.NDArray[np.float32]) -> None:
         file.write(", " if position else "[")
         _write_array(file, part)
     file.write("]" if len(values) else "[]")
+
+
+def _heads(file: IO[bytes]) -> Iterator[bytes]:
+    """The first block of each line, while the reader takes the rest of the line from ``file``."""
+    while block := file.readline(BLOCK_BYTES):
+        yield block
+
+
+def _read_array(file: IO[bytes], head: bytes, shape: Shape) -> Values:
+    """Read nested lists block by block, for the reason that they are written piece by piece."""
+    values = np.empty(shape, np.float32)
+    flat, filled, lists, rest = values.reshape(-1), 0, 0, b""
+    block, ended = _VECTORS.split(head, 1)[1], False
+    while block:
+        ended = block.endswith(b"\n")
+        lists += block.count(b"[")
+        *numbers, rest = (rest + block.translate(None, b"[ ]}\n")).split(b",")
+        if ended and rest:
+            numbers.append(rest)
+        flat[filled : filled + len(numbers)] = np.array(numbers, np.float32)
+        filled += len(numbers)
+        block = b"" if ended else file.readline(BLOCK_BYTES)
+    if not ended or filled != flat.size or lists != sum(math.prod(shape[:axis]) for axis in range(len(shape))):
+        raise ValueError(f"a line is cut short or does not hold {shape} numbers")
+    return values

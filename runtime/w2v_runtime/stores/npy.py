@@ -11,13 +11,19 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from w2v_runtime.stores.base import Layout, Ledger
+import numpy as np
+
+from w2v_runtime.stores.base import Layout, Ledger, Metadata
 from w2v_runtime.stores.jsonl import described
-from w2v_runtime.stores.npz import write_header
+from w2v_runtime.stores.npz import read_header, write_header
 from w2v_runtime.stores.pending import INDEX, METADATA, PendingFolder
+from w2v_runtime.stores.reading import Shape, Values, check_array, paired
 from w2v_runtime.stores.tree import mirrored
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
     from w2v_runtime.results import Embedding
 
 _STAGING: Final = ".staging"
@@ -66,3 +72,23 @@ class NpyStore:
                 index.write(json.dumps({"npy": name} | json.loads(line)) + "\n")
         records.unlink()
         self._staging.rmdir()
+
+
+def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The values of each input, array by array as the index lists them."""
+    with (path / INDEX).open("rb") as index:
+        for line, shape in paired(index, shapes):
+            yield _read_array(path / json.loads(line)["npy"], shape)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """What the output says of itself."""
+    metadata: Metadata = json.loads((path / METADATA).read_bytes())
+    return metadata
+
+
+def _read_array(path: Path, shape: Shape) -> Values:
+    with path.open("rb") as file:
+        check_array(np.dtype("<f4"), read_header(file), shape)
+        data = file.read()
+    return np.frombuffer(data, "<f4").reshape(shape)

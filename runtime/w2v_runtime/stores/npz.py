@@ -7,6 +7,7 @@ are not UTF-8 stand in ``paths`` as ``os.fsdecode`` gives them, so ``os.fsencode
 
 from __future__ import annotations
 
+import json
 import zipfile
 from typing import IO, TYPE_CHECKING, Final
 
@@ -14,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
-from w2v_runtime.stores.base import Layout, Ledger
+from w2v_runtime.stores.base import Layout, Ledger, Metadata
+from w2v_runtime.stores.reading import Shape, Values, block_rows, check_array, cut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from w2v_runtime.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
@@ -29,6 +32,35 @@ TEXT_BLOCK: Final = 4096
 def write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
     """Write the header of a ``.npy`` file whose data follow in C order."""
     npy_format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+
+
+def read_header(file: IO[bytes]) -> Shape:
+    """Read what :func:`write_header` wrote for float32; the data follow, in C order.
+
+    Raises:
+        ValueError: it is not the header of a float32 array in C order.
+    """
+    version = npy_format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"it has a header of version {version}")
+    shape, fortran_order, dtype = npy_format.read_array_header_1_0(file)
+    if fortran_order:
+        raise ValueError("it holds an array in Fortran order")
+    check_array(dtype, shape, shape)
+    return shape
+
+
+def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The values of each input; the archive's checksum is checked with the last of them."""
+    with zipfile.ZipFile(path) as archive, archive.open("embeddings.npy") as member:
+        yield from cut(_vectors(member), shapes)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """What the output says of itself."""
+    with zipfile.ZipFile(path) as archive, archive.open("metadata.npy") as member:
+        metadata: Metadata = json.loads(npy_format.read_array(member, allow_pickle=False).item())
+    return metadata
 
 
 class NpzStore:
@@ -85,3 +117,14 @@ class NpzStore:
 
 def _blocks(strings: Sequence[str]) -> Iterable[Sequence[str]]:
     return (strings[start : start + TEXT_BLOCK] for start in range(0, len(strings), TEXT_BLOCK))
+
+
+def _vectors(member: IO[bytes]) -> Iterator[Values]:
+    rows, *vector = read_header(member)
+    at_once = block_rows(tuple(vector))
+    for start in range(0, rows, at_once):
+        taken = min(at_once, rows - start)
+        data = member.read(4 * taken * int(np.prod(vector)))
+        yield np.frombuffer(data, "<f4").reshape(taken, *vector)
+    if member.read(1):
+        raise ValueError("it holds more than its header says")

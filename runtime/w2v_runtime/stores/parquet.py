@@ -16,9 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from w2v_runtime.stores.base import Layout, Ledger
+from w2v_runtime.stores.base import Layout, Ledger, Metadata
+from w2v_runtime.stores.reading import BLOCK_BYTES, Shape, Values, block_rows, cut, vector_shape
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
     from w2v_runtime.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
 
@@ -101,6 +105,30 @@ class ParquetStore:
         columns = [pa.array(self._files), *map(pa.array, (*self._times[:, :rows], *self._logits[:, :rows])), vectors]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=rows)
         self._files.clear()
+
+
+def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The values of each input."""
+    return cut(_blocks(path), shapes)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """What the output says of itself, without the inputs' warnings."""
+    with path.open("rb") as file:
+        return _metadata(pq.read_schema(file))
+
+
+def _metadata(schema: pa.Schema) -> Metadata:
+    metadata: Metadata = json.loads(schema.metadata[METADATA_KEY.encode()])
+    return metadata
+
+
+def _blocks(path: Path) -> Iterator[Values]:
+    # Without a buffer size, whole row groups would be read ahead.
+    with path.open("rb") as file, pq.ParquetFile(file, buffer_size=BLOCK_BYTES) as output:
+        vector = vector_shape(_metadata(output.schema_arrow))
+        for batch in output.iter_batches(block_rows(vector), columns=["embedding"]):
+            yield batch.column(0).flatten().to_numpy().reshape(len(batch), *vector)
 
 
 def _schema(layout: Layout, width: int, metadata: str) -> pa.Schema:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,22 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from w2v_runtime.stores.base import Ledger
+    from w2v_runtime.stores.base import Ledger, Metadata
 
 
 def shortest(values: npt.NDArray[np.float32]) -> Iterator[str]:
     """Each value of (n,) in the fewest digits that give the same float32 again."""
     return map(str, values)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """What a text output says of itself, from the file beside it."""
+    metadata: Metadata = json.loads(_sidecar(path).read_bytes())
+    return metadata
+
+
+def _sidecar(path: Path) -> Path:
+    return Path(f"{path}.metadata.json")
 
 
 class TextOutput:
@@ -30,7 +41,7 @@ class TextOutput:
 
     def __init__(self, pending: PendingFile) -> None:
         self._pending = pending
-        self._sidecar = PendingFile(Path(f"{pending.path}.metadata.json"), overwrite=True)
+        self._sidecar = PendingFile(_sidecar(pending.path), overwrite=True)
         self.file = io.TextIOWrapper(pending.create(), encoding="utf-8", errors="surrogateescape", newline="")
 
     def commit(self, ledger: Ledger) -> None:

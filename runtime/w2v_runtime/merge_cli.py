@@ -1,0 +1,51 @@
+"""``w2v-merge``: words in, exit code out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from w2v_runtime import terminal
+
+NAME: Final = "w2v-merge"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command(no_args_is_help=True)
+def merge(
+    parts: Annotated[
+        list[str],
+        typer.Argument(metavar="PART ...", help="Outputs of w2v-embed --shard, all of one run, in any order."),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            help="By suffix .npz .csv .parquet .h5 .jsonl; a folder (ends in / or exists) gets .npy files.",
+        ),
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+) -> None:
+    """Join the outputs of w2v-embed --shard runs into one, in the order of the inputs."""
+    with terminal.command(NAME):
+        from w2v_models.errors import RefusedError
+        from w2v_runtime import merge as merging
+        from w2v_runtime.lock import locked
+        from w2v_runtime.stores import output_format
+
+        kind = output_format(output)
+        if kind == "stdout":
+            raise RefusedError("a merged output cannot go to standard output; name a file or folder.")
+        path = Path(output)
+        with locked(path):
+            count = merging.merge(parts, path, kind, overwrite)
+        terminal.say(NAME, f"{count} inputs from {len(parts)} parts → {path}")
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name=NAME)

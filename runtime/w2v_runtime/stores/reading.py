@@ -1,0 +1,90 @@
+"""What the readers share: the values of each input, taken from a finished output of any format."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from w2v_runtime.stores.base import Metadata
+
+T = TypeVar("T")
+Shape: TypeAlias = tuple[int, ...]
+Values: TypeAlias = npt.NDArray[np.float32]
+
+#: About as much of an output is in memory at a time; ``w2v-merge`` reads many outputs at once.
+BLOCK_BYTES: Final = 2**20
+
+
+class Reader(Protocol):
+    """The module of a format, as far as reading goes; anything it raises means that the output is damaged."""
+
+    def read(self, path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+        """The values of each input, in the output's order: one array for each of ``shapes``."""
+
+    def read_metadata(self, path: Path) -> Metadata:
+        """What the output says of itself."""
+
+
+def vector_shape(metadata: Metadata) -> Shape:
+    """Shape of one vector: (D,), or (layers, D) for several layers."""
+    dim, layers = metadata["dim"], len(metadata["layers"])
+    return (dim,) if layers == 1 else (layers, dim)
+
+
+def block_rows(vector: Shape) -> int:
+    """Vectors in a block of about :data:`BLOCK_BYTES`, at least 1."""
+    return max(1, BLOCK_BYTES // (4 * int(np.prod(vector))))
+
+
+def cut(blocks: Iterable[Values], shapes: Iterable[Shape]) -> Iterator[Values]:
+    """Cut a stream of blocks (rows, *vector) into one array for each of ``shapes``.
+
+    Raises:
+        ValueError: a shape is not made of whole vectors, or the blocks hold more or fewer rows than the shapes.
+    """
+    filled_blocks = (block for block in blocks if len(block))
+    block = np.empty(0, np.float32)
+    vector: Shape = ()
+    for shape in shapes:
+        values = np.empty(shape, np.float32)
+        flat, filled = values.reshape(-1), 0
+        while filled < flat.size:
+            if not block.size:
+                rows = next(filled_blocks, None)
+                if rows is None:
+                    raise ValueError("it holds fewer rows")
+                vector, block = rows.shape[1:], rows.reshape(-1)
+            if shape not in (vector, (shape[0], *vector)):
+                raise ValueError(f"it holds vectors {vector}, which do not make up {shape}")
+            taken = min(flat.size - filled, block.size)
+            flat[filled : filled + taken] = block[:taken]
+            block = block[taken:]
+            filled += taken
+        yield values
+    if block.size or next(filled_blocks, None) is not None:
+        raise ValueError("it holds more rows")
+
+
+def paired(items: Iterable[T], shapes: Iterable[Shape]) -> Iterator[tuple[T, Shape]]:
+    """Each input's item in an output beside its shape.
+
+    Raises:
+        ValueError: there are more or fewer items than shapes.
+    """
+    for item, shape in itertools.zip_longest(items, shapes):
+        if item is None or shape is None:
+            raise ValueError("it holds fewer inputs" if item is None else "it holds more inputs")
+        yield item, shape
+
+
+def check_array(dtype: np.dtype[np.generic], shape: Shape, expected: Shape) -> None:
+    """Raise ValueError unless an array is float32 of the expected shape."""
+    if dtype != np.dtype("<f4") or shape != expected:
+        raise ValueError(f"it holds {dtype} {shape} where float32 {expected} was written")

@@ -1,0 +1,281 @@
+"""``w2v-embed`` as a user runs it: a real process, real files, the output read back, the exit code."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import LABELS, speech
+
+from w2v_runtime import Embedder, Failure
+
+
+def run(*arguments: object, command: str = "w2v_runtime.cli", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command's ``main`` in a process of its own."""
+    code = f"from {command} import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=120,
+        check=False,
+    )
+
+
+def failures_of(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_folder_is_embedded_in_order(bundles, recordings, tmp_path):
+    """Files of a folder, recursively, in name order; values are those of each recording alone."""
+    done = run(recordings, "--model", bundles("base"), "-o", tmp_path / "out.npz")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    embedder = Embedder(bundles("base"))
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as output:
+        names = [str(Path(path).relative_to(recordings)) for path in output["paths"]]
+        assert names == ["a.wav", "d.wav", "e.wav", "b/a.wav", "b/c.flac"]
+        for path, values, seconds in zip(output["paths"], output["embeddings"], output["durations"], strict=True):
+            alone = embedder.embed(str(path))
+            assert np.abs(values - alone.values).max() <= 2e-5
+            assert seconds == pytest.approx(alone.duration)
+        metadata = json.loads(str(output["metadata"]))
+    assert metadata["model"] == embedder.manifest.source.model
+    assert metadata["bundle"] == embedder.manifest.sha256
+    assert (metadata["random_weights"], metadata["level"], metadata["device"]) == (False, "utterance", "cpu")
+    assert not (tmp_path / "out.npz.failures.jsonl").exists()
+
+
+def test_frames_with_their_times(bundles, recordings, tmp_path):
+    """Frame level gives every frame; times in the csv step by 20 ms and are 25 ms wide."""
+    assert run(recordings / "d.wav", "-m", bundles("large"), "--level", "frame", "-o", tmp_path / "o.npz").returncode == 0
+    assert run(recordings / "d.wav", "-m", bundles("large"), "--level", "frame", "-o", tmp_path / "o.csv").returncode == 0
+    alone = Embedder(bundles("large")).embed(recordings / "d.wav", level="frame").values
+    with np.load(tmp_path / "o.npz") as output:
+        assert np.abs(output["embeddings"] - alone).max() <= 1e-5
+        assert output["frame_offsets"].tolist() == [0, len(alone)]
+        stored = output["embeddings"]
+    with (tmp_path / "o.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:4] == ["file", "start", "end", "f0"]
+    assert len(rows) == len(alone)
+    assert [float(rows[i][1]) for i in (0, 1, 10)] == pytest.approx([0, 0.02, 0.2])
+    assert [float(rows[i][2]) for i in (0, 1, 10)] == pytest.approx([0.025, 0.045, 0.225])
+    assert np.array_equal(np.array([row[3:] for row in rows], np.float32), stored)
+
+
+def test_poolings_are_concatenated_in_the_order_given(bundles, recordings, tmp_path):
+    """``max,mean,std,min`` equals numpy's statistics of the frames."""
+    target = tmp_path / "o.npz"
+    assert run(recordings / "e.wav", "-m", bundles("base"), "--pooling", "max,mean,std,min", "-o", target).returncode == 0
+    frames = Embedder(bundles("base")).embed(recordings / "e.wav", level="frame").values
+    expected = np.concatenate([frames.max(0), frames.mean(0), frames.std(0), frames.min(0)])
+    with np.load(target) as output:
+        assert output["embeddings"].shape == (1, 4 * 48)
+        assert np.abs(output["embeddings"][0] - expected).max() <= 2e-5
+
+
+def test_the_emotion_head_travels_with_the_embedding(bundles, recordings, tmp_path):
+    """Logits stand in every format under the names of the checkpoint's labels."""
+    assert run(recordings, "-m", bundles("emotion"), "-o", tmp_path / "o.csv").returncode == 0
+    assert run(recordings, "-m", bundles("emotion"), "-o", tmp_path / "o.npz").returncode == 0
+    with (tmp_path / "o.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with np.load(tmp_path / "o.npz") as output:
+        assert tuple(output["logit_names"]) == LABELS
+        logits = output["logits"]
+    for row, values in zip(rows, logits, strict=True):
+        alone = Embedder(bundles("emotion")).embed(row["file"])
+        assert np.array_equal(np.array([row[label] for label in LABELS], np.float32), values)
+        assert np.abs(alone.logits - values).max() <= 2e-5
+
+
+def test_json_lines_on_standard_output(bundles, recordings, tmp_path):
+    """``-o -`` prints one object an input, in order, and nothing else; failures go to standard error."""
+    (recordings / "c.wav").write_bytes(b"")
+    done = run(recordings, "-m", bundles("base"), "-o", "-")
+    assert done.returncode == 3
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    names = [str(Path(line["file"]).relative_to(recordings)) for line in lines]
+    assert names == ["a.wav", "d.wav", "e.wav", "b/a.wav", "b/c.flac"]
+    assert all(len(line["embedding"]) == 48 for line in lines)
+    assert "c.wav: " in done.stderr
+
+
+def test_a_folder_of_arrays(bundles, recordings, tmp_path):
+    """An output that ends in / holds one .npy an input in the inputs' tree, and metadata.json."""
+    assert run(recordings, "-m", bundles("base"), "-o", f"{tmp_path}/out/").returncode == 0
+    arrays = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.npy"))
+    assert [name.split("recordings/")[-1] for name in arrays] == [
+        "a.wav.npy", "b/a.wav.npy", "b/c.flac.npy", "d.wav.npy", "e.wav.npy"
+    ]  # fmt: skip
+    assert np.load(tmp_path / "out" / arrays[0]).shape == (48,)
+    assert json.loads((tmp_path / "out" / "metadata.json").read_text())["level"] == "utterance"
+
+
+def test_exactly_the_bad_inputs_fail(bundles, recordings, tmp_path):
+    """Unreadable, empty, too short and non-finite inputs fail with stage and reason; all others are embedded; exit 3."""
+    good = speech(1.0)
+    bad = {
+        "empty.wav": "no samples",
+        "text.wav": "unsupported",
+        "short.wav": "too short",
+        "nan.wav": "finite",
+        "missing.wav": "",
+    }
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("<html>not found</html>")
+    soundfile.write(tmp_path / "short.wav", good[:399], 16000)
+    soundfile.write(tmp_path / "nan.wav", np.where(np.arange(len(good)) == 77, np.nan, good), 16000, subtype="FLOAT")
+    inputs = [recordings / "a.wav", *(tmp_path / name for name in bad), recordings / "d.wav"]
+    done = run(*inputs, "-m", bundles("base"), "-o", tmp_path / "o.npz")
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    with np.load(tmp_path / "o.npz") as output:
+        assert list(output["paths"]) == [str(recordings / "a.wav"), str(recordings / "d.wav")]
+        assert np.isfinite(output["embeddings"]).all()
+    failed = failures_of(tmp_path / "o.npz.failures.jsonl")
+    assert {Path(entry["path"]).name for entry in failed} == set(bad)
+    for entry in failed:
+        assert set(entry) == {"path", "stage", "reason"}
+        assert entry["stage"] == "read"
+        assert bad[Path(entry["path"]).name] in entry["reason"]
+
+
+def test_one_frame_is_enough_and_short_audio_can_be_padded(bundles, tmp_path):
+    """400 samples embed; 399 only with --pad-short, with a warning that --strict turns into a failure."""
+    soundfile.write(tmp_path / "one.wav", speech(1)[:400], 16000)
+    soundfile.write(tmp_path / "short.wav", speech(1)[:399], 16000)
+    assert run(tmp_path / "one.wav", "-m", bundles("base"), "-o", tmp_path / "a.npz").returncode == 0
+    assert run(tmp_path / "short.wav", "-m", bundles("base"), "-o", tmp_path / "b.npz").returncode == 3
+    done = run(tmp_path / "short.wav", "-m", bundles("base"), "-o", "-", "--pad-short")
+    assert done.returncode == 0
+    assert "padded" in json.loads(done.stdout)["warnings"][0]
+    assert run(tmp_path / "short.wav", "-m", bundles("base"), "-o", "-", "--pad-short", "--strict").returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--level", "word"], "utterance, frame"),
+        (["--pooling", "median"], "mean, std, min, max"),
+        (["--layer", "99"], "last"),
+        (["--device", "abacus"], "auto, cpu, cuda"),
+        (["--precision", "fp8"], "fp32"),
+        (["--channel", "left"], "channel"),
+        (["--shard", "4/3"], "I/N"),
+        (["--batch-seconds", "0"], "positive"),
+        (["--jobs", "0"], "at least 1"),
+        (["-o", "out.xls"], ".npz"),
+        (["--model", "nobody/nothing"], "w2v-export --model nobody/nothing"),
+        (["--model", "/"], "manifest.json"),
+        (["--frobnicate"], "--frobnicate"),
+    ],
+)
+def test_bad_requests_are_refused_with_the_fix(bundles, recordings, tmp_path, arguments, says):
+    """Exit 2, one sentence, no traceback, nothing written."""
+    rest = [] if "--model" in arguments else ["--model", bundles("base")]
+    rest += [] if "-o" in arguments else ["-o", tmp_path / "out.npz"]
+    done = run(recordings, *rest, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [recordings]
+
+
+def test_an_existing_output_is_refused(bundles, recordings, tmp_path):
+    """With neither --resume nor --overwrite it is left as it was; with --overwrite it is replaced."""
+    target = tmp_path / "o.npz"
+    target.write_bytes(b"thesis")
+    done = run(recordings, "-m", bundles("base"), "-o", target)
+    assert (done.returncode, target.read_bytes()) == (2, b"thesis")
+    assert "--overwrite" in done.stderr
+    assert "--resume" in done.stderr
+    assert run(recordings, "-m", bundles("base"), "-o", target, "--overwrite").returncode == 0
+    with np.load(target) as output:
+        assert len(output["paths"]) == 5
+
+
+def test_the_model_is_found_by_id_environment_or_being_the_only_one(bundles, recordings, tmp_path):
+    """$W2V_MODEL, the only bundle in $W2V_HOME, or a refusal that lists them."""
+    home = tmp_path / "home"
+    home.mkdir()
+    arguments = (recordings / "a.wav", "-o", "-")
+    done = run(*arguments, W2V_HOME=str(home))
+    assert done.returncode == 2
+    assert "w2v-export" in done.stderr
+    assert run(*arguments, W2V_HOME=str(home), W2V_MODEL=str(bundles("base"))).returncode == 0
+    (home / "org--one").symlink_to(bundles("base"))
+    assert run(*arguments, W2V_HOME=str(home)).returncode == 0
+    assert run(*arguments, "--model", "org/one", W2V_HOME=str(home)).returncode == 0
+    (home / "org--two").symlink_to(bundles("large"))
+    done = run(*arguments, W2V_HOME=str(home))
+    assert done.returncode == 2
+    assert "tiny-base, tiny-large" in done.stderr
+
+
+def test_lists_of_inputs(bundles, recordings, tmp_path):
+    """Names come from a file or standard input, newline or NUL separated, any bytes, and round-trip."""
+    odd = os.fsencode(tmp_path) + b"/od\xff d\n-name.wav"
+    soundfile.write(tmp_path / "x.wav", speech(0.5), 16000)
+    os.rename(tmp_path / "x.wav", odd)
+    (tmp_path / "list").write_bytes(odd + b"\0" + os.fsencode(recordings / "a.wav") + b"\0")
+    done = run("--files-from", tmp_path / "list", "--null", "-m", bundles("base"), "-o", "-")
+    assert done.returncode == 0, done.stderr
+    assert [os.fsencode(json.loads(line)["file"]) for line in done.stdout.splitlines()] == [
+        odd,
+        os.fsencode(recordings / "a.wav"),
+    ]
+
+
+def test_python_embeds_as_the_command_does(bundles, recordings):
+    """``embed_files`` yields embeddings and failures in the order of the paths."""
+    embedder = Embedder(bundles("emotion"))
+    paths = [recordings / "e.wav", recordings / "nothing.wav", recordings / "a.wav"]
+    first, failure, last = embedder.embed_files(paths, level="frame")
+    assert isinstance(failure, Failure)
+    assert (failure.path, failure.stage) == (str(paths[1]), "read")
+    for result, path in ((first, paths[0]), (last, paths[2])):
+        assert result.path == str(path)
+        assert np.abs(result.values - embedder.embed(path, level="frame").values).max() <= 2e-5
+
+
+def test_verify_needs_no_pytorch_and_sees_a_changed_weight(bundles, tmp_path):
+    """``w2v-models verify`` passes on a whole bundle, and refuses one in which a byte of the weights was changed."""
+    import shutil
+
+    done = run("verify", bundles("emotion"), command="w2v_runtime.models_cli")
+    assert done.returncode == 0, done.stderr
+    assert "equals its reference" in done.stdout
+    shutil.copytree(bundles("emotion"), tmp_path / "b")
+    data = tmp_path / "b" / "onnx" / "model.onnx_data"
+    content = bytearray(data.read_bytes())
+    content[1000] ^= 1
+    data.write_bytes(content)
+    done = run("verify", tmp_path / "b", command="w2v_runtime.models_cli")
+    assert done.returncode == 2
+    assert "SHA-256" in done.stderr
+    assert run(tmp_path / "b", "-m", tmp_path / "b", "-o", tmp_path / "o.npz").returncode == 2
+
+
+def test_help_is_quick_and_light(tmp_path):
+    """``--help`` imports neither an engine nor numpy nor anything of PyTorch."""
+    code = (
+        "import sys; sys.argv=['w2v-embed','--help']\n"
+        "from w2v_runtime.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy={'numpy','onnxruntime','soundfile','soxr','torch','transformers','onnx'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--files-from" in done.stdout

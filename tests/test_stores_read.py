@@ -1,0 +1,224 @@
+"""Reading outputs back: bit for bit, input by input, in flat memory, and never what is damaged."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from w2v_models.errors import OutputError
+from w2v_runtime.results import Embedding, FrameTimes, Level
+from w2v_runtime.stores import Layout, OutputFormat, open_store, output_format, read_metadata, read_values
+
+DIM = 5
+#: Names that end lines, hold quotes, look like the writers' own words, or are no text.
+NAMES = ["a.wav", 'x, "embedding": [1].wav', "two\r\nlines.wav", os.fsdecode(b"\xff.wav"), "b/a.wav", "b/c.wav"]
+NAMES_OF_OUTPUTS = ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out"]
+DAMAGED = "does not hold what its journal says; replace it with w2v-embed --overwrite"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an output holds."""
+
+    level: Level = "utterance"
+    layers: tuple[str, ...] = ("last",)
+    labels: tuple[str, ...] = ()
+
+    def embeddings(self, names: list[str] = NAMES, frames: int = 1) -> list[Embedding]:
+        """One embedding a name, of any finite floats; at frame level with ``frames``, ``frames`` + 1, … frames."""
+        random = np.random.default_rng(1)
+        made = []
+        for i, name in enumerate(names):
+            vector = (DIM,) if len(self.layers) == 1 else (len(self.layers), DIM)
+            shape = (frames + i, *vector) if self.level == "frame" else vector
+            bits = random.integers(0, 2**32, shape, np.uint32)
+            values = bits.view(np.float32)
+            values[~np.isfinite(values)] = -0.0
+            made.append(Embedding(name, values, 1.5, random.random(len(self.labels), np.float32) if self.labels else None))
+        return made
+
+    def layout(self, made: list[Embedding]) -> Layout:
+        frames = sum(len(embedding.values) for embedding in made) if self.level == "frame" else 0
+        times = FrameTimes(0.02, 0.025)
+        return Layout(len(made), frames, DIM, self.layers, self.level, self.labels, times, {"model": "tiny"})
+
+
+SHAPES = pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(),
+        Shape("utterance", ("0", "last"), ("f0", "valence")),
+        Shape("frame", ("9",), ("arousal", "embedding")),
+        Shape("frame", ("0", "9", "last")),
+    ],
+    ids=["utterance", "utterance-layers-head", "frame-head", "frame-layers"],
+)
+
+
+@pytest.fixture(params=NAMES_OF_OUTPUTS)
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where an output of each format goes."""
+    pytest.importorskip({"out.parquet": "pyarrow", "out.h5": "h5py"}.get(request.param, "numpy"))
+    return tmp_path / request.param
+
+
+def kind_of(path: Path) -> OutputFormat:
+    return output_format(str(path) if path.suffix else f"{path}/")
+
+
+def store(path: Path, shape: Shape, made: list[Embedding]) -> None:
+    target = open_store(path, shape.layout(made), kind_of(path))
+    for embedding in made:
+        target.write(embedding)
+    target.commit()
+
+
+def read(path: Path, shapes: list[tuple[int, ...]]) -> Iterator[np.ndarray]:
+    return read_values(path, kind_of(path), iter(shapes))
+
+
+def shapes_of(made: list[Embedding]) -> list[tuple[int, ...]]:
+    return [embedding.values.shape for embedding in made]
+
+
+@SHAPES
+def test_values_return_bit_for_bit(output: Path, shape: Shape) -> None:
+    """Each input's values come back with their shape and every bit, whatever floats and names they are."""
+    made = shape.embeddings() if "embedding" not in shape.labels or output.suffix != ".parquet" else None
+    if made is None:
+        pytest.skip("a Parquet column of that name is the vectors")
+    store(output, shape, made)
+    values = list(read(output, shapes_of(made)))
+    assert len(values) == len(made)
+    for actual, embedding in zip(values, made, strict=True):
+        assert actual.dtype == np.float32
+        assert actual.shape == embedding.values.shape
+        assert actual.tobytes() == embedding.values.tobytes()
+
+
+@SHAPES
+def test_metadata_return(output: Path, shape: Shape) -> None:
+    """Every format gives back what it was told of the run and the shape of its vectors."""
+    store(output, shape, [])
+    expected = {"model": "tiny", "dim": DIM, "layers": list(shape.layers)}
+    assert read_metadata(output, kind_of(output)).items() >= expected.items()
+
+
+@pytest.mark.parametrize("level", ["utterance", "frame"])
+def test_no_inputs(output: Path, level: Level) -> None:
+    """An output of no inputs gives no values, and is damaged where its journal says it has some."""
+    store(output, Shape(level), [])
+    assert list(read(output, [])) == []
+    with pytest.raises(OutputError, match=DAMAGED):
+        list(read(output, [(DIM,) if level == "utterance" else (2, DIM)]))
+
+
+@SHAPES
+def test_more_or_fewer_rows_than_the_journal_says_are_refused(output: Path, shape: Shape) -> None:
+    """An output with an input too many or too few, or with vectors of another length, is not taken for the journal's."""
+    shape = Shape(shape.level, shape.layers)
+    made = shape.embeddings()
+    store(output, shape, made)
+    shapes = shapes_of(made)
+    longer = [(*first, last + 1) for *first, last in shapes]
+    for wrong in (shapes[:-1], [*shapes, shapes[-1]], longer):
+        with pytest.raises(OutputError, match=DAMAGED):
+            list(read(output, wrong))
+
+
+def test_frames_are_counted_by_input_where_the_format_knows_inputs(output: Path) -> None:
+    """Formats with an entry an input notice that two inputs' frames were counted wrongly, though the sum is right."""
+    if kind_of(output) not in ("jsonl", "h5", "npy"):
+        pytest.skip("this format is one run of rows")
+    shape = Shape("frame")
+    store(output, shape, shape.embeddings(["a.wav", "b.wav"]))
+    with pytest.raises(OutputError, match=DAMAGED):
+        list(read(output, [(2, DIM), (1, DIM)]))
+
+
+def test_a_missing_output_is_refused(output: Path) -> None:
+    """A journal whose output is gone names the output."""
+    with pytest.raises(OutputError, match=f"{output.name} {DAMAGED}"):
+        list(read(output, [(DIM,)]))
+    with pytest.raises(OutputError, match=DAMAGED):
+        read_metadata(output, kind_of(output))
+
+
+@SHAPES
+def test_a_cut_output_is_refused(output: Path, shape: Shape) -> None:
+    """An output that lost its end, be it one byte, is found out; nothing but OutputError is raised."""
+    made = shape.embeddings(NAMES[:3])
+    shape = Shape(shape.level, shape.layers)
+    made = shape.embeddings(NAMES[:3])
+    store(output, shape, made)
+    file = output if output.is_file() else sorted(output.rglob("*.npy"))[-1]
+    whole = file.read_bytes()
+    for kept in (len(whole) - 1, len(whole) - 2, len(whole) * 2 // 3, len(whole) // 3, 1, 0):
+        file.write_bytes(whole[:kept])
+        with pytest.raises(OutputError, match=DAMAGED):
+            list(read(output, shapes_of(made)))
+
+
+def test_a_flipped_byte_raises_nothing_else(output: Path) -> None:
+    """Whatever byte is damaged, reading gives arrays of the right shapes or OutputError."""
+    if output.suffix == ".h5":
+        pytest.skip("the HDF5 library itself is not proof against damage")
+    shape = Shape("frame", ("0", "9"))
+    made = shape.embeddings(["a.wav", "b.wav"])
+    store(output, shape, made)
+    file = output if output.is_file() else output / "index.jsonl"
+    whole = file.read_bytes()
+    for position in np.random.default_rng(2).integers(0, len(whole), 150):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x55
+        file.write_bytes(damaged)
+        try:
+            values = list(read(output, shapes_of(made)))
+        except OutputError:
+            continue
+        assert [array.shape for array in values] == shapes_of(made)
+
+
+def test_npz_values_are_checksummed(tmp_path: Path) -> None:
+    """A single wrong bit among the vectors of an .npz is found by the archive's own checksum."""
+    made = Shape().embeddings()
+    path = tmp_path / "out.npz"
+    store(path, Shape(), made)
+    data = bytearray(path.read_bytes())
+    data[data.index(made[2].values.tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(OutputError, match=DAMAGED):
+        list(read(path, shapes_of(made)))
+
+
+def test_memory_is_flat(output: Path) -> None:
+    """Reading thirty megabytes holds a few of them at a time."""
+    shape = Shape("frame")
+    count, frames = (150, 4000) if output.suffix not in (".csv", ".jsonl") else (15, 4000)
+    made = [Embedding(f"{i}.wav", np.full((frames, DIM), i, np.float32), 1.0) for i in range(count)]
+    store(output, shape, made)
+    shapes = shapes_of(made)
+    del made
+    tracemalloc.start()
+    for i, values in enumerate(read(output, shapes)):
+        assert (values == i).all()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (6e6 if output.suffix not in (".csv", ".jsonl") else 120e6)
+
+
+def test_system_errors_stay_system_errors(tmp_path: Path) -> None:
+    """An output that may not be read is not called damaged."""
+    path = tmp_path / "out.npz"
+    store(path, Shape(), [])
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(PermissionError):
+        list(read(path, []))
