@@ -12,8 +12,11 @@ demo: $(VENV)/.installed
 	@BIN=$(BIN) MODEL=$(MODEL) DEMO=$(DEMO) sh demo/run
 
 # Every test, then the runtime's once more where neither torch, transformers nor onnx is installed.
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(VENV)-runtime/.installed
 	$(BIN)/python -m pytest
+	$(BIN)/python tests/make_bundles.py $(VENV)-runtime/bundles
+	! $(VENV)-runtime/bin/python -c 'import torch' 2>/dev/null
+	W2V_TEST_BUNDLES=$(CURDIR)/$(VENV)-runtime/bundles $(VENV)-runtime/bin/python -m pytest tests/test_embed_cli.py
 
 # Every variant at its true size, about half an hour and 10 GB of memory.
 test-full: $(VENV)/.installed
@@ -30,5 +33,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,export,parquet,hdf5,dev]'
 	@touch $@
 
+# What a user of the runtime has: no PyTorch, no transformers, no onnx.
+$(VENV)-runtime/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-runtime
+	$(VENV)-runtime/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu]' pytest
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(VENV)-runtime $(DEMO)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import LABELS, speech
 
+from conftest import LABELS, speech
 from w2v_runtime import Embedder, Failure
 
 
@@ -56,8 +56,12 @@ def test_a_folder_is_embedded_in_order(bundles, recordings, tmp_path):
 
 def test_frames_with_their_times(bundles, recordings, tmp_path):
     """Frame level gives every frame; times in the csv step by 20 ms and are 25 ms wide."""
-    assert run(recordings / "d.wav", "-m", bundles("large"), "--level", "frame", "-o", tmp_path / "o.npz").returncode == 0
-    assert run(recordings / "d.wav", "-m", bundles("large"), "--level", "frame", "-o", tmp_path / "o.csv").returncode == 0
+    assert (
+        run(recordings / "d.wav", "-m", bundles("large"), "--level", "frame", "-o", tmp_path / "o.npz").returncode == 0
+    )
+    assert (
+        run(recordings / "d.wav", "-m", bundles("large"), "--level", "frame", "-o", tmp_path / "o.csv").returncode == 0
+    )
     alone = Embedder(bundles("large")).embed(recordings / "d.wav", level="frame").values
     with np.load(tmp_path / "o.npz") as output:
         assert np.abs(output["embeddings"] - alone).max() <= 1e-5
@@ -75,7 +79,9 @@ def test_frames_with_their_times(bundles, recordings, tmp_path):
 def test_poolings_are_concatenated_in_the_order_given(bundles, recordings, tmp_path):
     """``max,mean,std,min`` equals numpy's statistics of the frames."""
     target = tmp_path / "o.npz"
-    assert run(recordings / "e.wav", "-m", bundles("base"), "--pooling", "max,mean,std,min", "-o", target).returncode == 0
+    assert (
+        run(recordings / "e.wav", "-m", bundles("base"), "--pooling", "max,mean,std,min", "-o", target).returncode == 0
+    )
     frames = Embedder(bundles("base")).embed(recordings / "e.wav", level="frame").values
     expected = np.concatenate([frames.max(0), frames.mean(0), frames.std(0), frames.min(0)])
     with np.load(target) as output:

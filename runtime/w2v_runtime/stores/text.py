@@ -5,21 +5,28 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from w2v_runtime.stores.pending import PendingFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     import numpy.typing as npt
 
     from w2v_runtime.stores.base import Ledger, Metadata
 
+#: The one magnitude of all float32 whose shortest decimal gives its neighbour when it is rounded to a double first, as
+#: most readers do.
+_ROUNDED_TWICE: Final = np.uint32(0x15AE43FD).view(np.float32)
+
 
 def shortest(values: npt.NDArray[np.float32]) -> Iterator[str]:
-    """Each value of (n,) in the fewest digits that give the same float32 again."""
+    """Each value of (n,) in the fewest digits that give the same float32 again, directly and through a double."""
+    if (np.abs(values) == _ROUNDED_TWICE).any():
+        return (str(float(value) if abs(value) == _ROUNDED_TWICE else value) for value in values)
     return map(str, values)
 
 

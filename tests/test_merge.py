@@ -1,0 +1,315 @@
+"""Joining the outputs of shards: in input order, from any formats to any, and only what belongs together."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from w2v_models.errors import OutputError
+from w2v_runtime.merge import merge
+from w2v_runtime.results import Embedding, FrameTimes
+from w2v_runtime.spool import Entry, Header, Stamp, read_entries, write_journal
+from w2v_runtime.stores import Layout, open_store, output_format, read_metadata, read_values
+
+DIM = 4
+LABELS = ("arousal", "valence")
+FORMATS = ["npz", "csv", "jsonl", "parquet", "h5", "npy"]
+Edit = Callable[[Header], Header]
+
+
+def name_of(folder: Path, stem: str, kind: str) -> str:
+    """An output as a user types it."""
+    if kind in ("parquet", "h5"):
+        pytest.importorskip({"parquet": "pyarrow", "h5": "h5py"}[kind])
+    return f"{folder / stem}/" if kind == "npy" else str(folder / f"{stem}.{kind}")
+
+
+def result(index: int, level: str = "utterance", layers: int = 1) -> Embedding:
+    """What the input ``index`` gives; every third has a warning."""
+    shape = ((index % 5 + 1,) if level == "frame" else ()) + ((layers, DIM) if layers > 1 else (DIM,))
+    values = np.random.default_rng(index).standard_normal(shape).astype(np.float32)
+    logits = np.array([index, -index], np.float32) / 7
+    return Embedding(f"in/{index:03}.wav", values, index / 3, logits, ("cut short",) if index % 3 == 0 else ())
+
+
+def write_part(
+    output: str,
+    shard: str,
+    indices: list[int],
+    level: str = "utterance",
+    layers: int = 1,
+    edit: Edit = lambda header: header,
+    **metadata: Any,
+) -> str:
+    """An output and its journal as a finished run of ``--shard`` leaves them."""
+    names = tuple(str(layer) for layer in range(layers)) if layers > 1 else ("last",)
+    made = [result(index, level, layers) for index in indices]
+    described = {
+        "model": "tiny",
+        "level": level,
+        "labels": list(LABELS),
+        "frame_step_seconds": 0.02,
+        "frame_width_seconds": 0.025,
+        "device": "cpu",
+    }
+    layout = Layout(
+        count=len(made),
+        frames=sum(len(embedding.values) for embedding in made) if level == "frame" else 0,
+        dim=DIM,
+        layers=names,
+        level=level,  # type: ignore[arg-type]
+        labels=LABELS,
+        times=FrameTimes(0.02, 0.025),
+        metadata=described | metadata,
+    )
+    store = open_store(Path(output), layout, output_format(output))
+    for embedding in made:
+        store.write(embedding)
+    store.commit()
+    entries = [
+        Entry(e.path, Stamp(index, 1), index, None, e.values.shape, e.duration, tuple(e.logits.tolist()), e.warnings)
+        for index, e in zip(indices, made, strict=True)
+    ]
+    fingerprint = {"model": "tiny", "precision": "fp32", "level": level, "layers": list(names)}
+    write_journal(journal_of(output), Header(fingerprint, shard, finished=True), entries)
+    header = edit(Header(fingerprint, shard, finished=True))
+    lines = journal_of(output).read_bytes().split(b"\n", 1)
+    lines[0] = json.dumps(dataclasses.asdict(header)).encode()
+    journal_of(output).write_bytes(b"\n".join(lines))
+    return output
+
+
+def journal_of(output: str) -> Path:
+    path = Path(output)
+    return path.with_name(path.name + ".journal.jsonl")
+
+
+def three_parts(folder: Path, kind: str = "npz", **options: Any) -> list[str]:
+    """Shards of ten inputs of which the fifth failed, in no order."""
+    indices = [index for index in range(10) if index != 4]
+    return [
+        write_part(
+            name_of(folder, f"part{shard}", kind), f"{shard}/3", [i for i in indices if i % 3 == shard - 1], **options
+        )
+        for shard in (2, 3, 1)
+    ]
+
+
+def join(parts: list[str], output: str, overwrite: bool = False) -> int:
+    return merge(parts, Path(output), output_format(output), overwrite)
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """The bytes of a file, or of all files of a folder, by their names inside it."""
+    files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
+    return {entry.relative_to(path).as_posix(): entry.read_bytes() for entry in files}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(("level", "layers"), [("utterance", 1), ("utterance", 2), ("frame", 1), ("frame", 2)])
+def test_merged_equals_a_run_without_shards(tmp_path: Path, kind: str, level: str, layers: int) -> None:
+    """The joined output is byte for byte that of one run over all inputs, and so is its journal."""
+    parts = three_parts(tmp_path, kind, level=level, layers=layers)
+    (tmp_path / "whole").mkdir()
+    indices = [index for index in range(10) if index != 4]
+    whole = write_part(name_of(tmp_path / "whole", "out", kind), "1/1", indices, level, layers)
+    (tmp_path / "merged").mkdir()
+    merged = name_of(tmp_path / "merged", "out", kind)
+    assert join(parts, merged) == 9
+    if kind == "h5":  # HDF5 stores when an object was made
+        shapes = [result(index, level, layers).values.shape for index in indices]
+        for actual, index in zip(read_values(Path(merged), "h5", shapes), indices, strict=True):
+            assert actual.tobytes() == result(index, level, layers).values.tobytes()
+        assert read_metadata(Path(merged), "h5") == read_metadata(Path(whole), "h5")
+    else:
+        assert content(Path(merged)) == content(Path(whole))
+    assert Header.read(journal_of(merged)) == Header.read(journal_of(whole))
+    assert list(read_entries(journal_of(merged))) == list(read_entries(journal_of(whole)))
+
+
+def test_parts_may_have_any_formats(tmp_path: Path) -> None:
+    """Parts of different formats join into a third, with every value, label and time in its place."""
+    parts = [
+        write_part(name_of(tmp_path, "a", "jsonl"), "1/3", [0, 3]),
+        write_part(name_of(tmp_path, "b", "npy"), "2/3", [1, 4]),
+        write_part(name_of(tmp_path, "c", "npz"), "3/3", [2]),
+    ]
+    join(parts, str(tmp_path / "out.csv"))
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [f"in/{index:03}.wav" for index in range(5)]
+    for index, row in enumerate(rows):
+        expected = result(index)
+        assert float(row["end"]) == expected.duration
+        assert [np.float32(row[label]) for label in LABELS] == expected.logits.tolist()
+        assert [np.float32(row[f"f{i}"]) for i in range(DIM)] == expected.values.tolist()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("level", ["utterance", "frame"])
+def test_parts_without_inputs(tmp_path: Path, kind: str, level: str) -> None:
+    """Shards that got no inputs join as well, beside others and alone."""
+    parts = [
+        write_part(name_of(tmp_path, "a", kind), "1/2", [], level),
+        write_part(name_of(tmp_path, "b", kind), "2/2", [1], level),
+        write_part(name_of(tmp_path, "c", kind), "2/2", [], level),
+    ]
+    one, none = name_of(tmp_path, "one", kind), name_of(tmp_path, "none", kind)
+    assert join(parts[:2], one) == 1
+    assert join([parts[0], parts[2]], none) == 0
+    values = list(read_values(Path(one), output_format(one), [result(1, level).values.shape]))
+    assert values[0].tobytes() == result(1, level).values.tobytes()
+    assert list(read_values(Path(none), output_format(none), [])) == []
+    assert Header.read(journal_of(none)).shard == "1/1"
+
+
+def test_metadata_keep_what_differs(tmp_path: Path) -> None:
+    """Metadata of the parts hold for the whole; of what differs, such as devices, all is kept."""
+    parts = [
+        write_part(name_of(tmp_path, "a", "npz"), "1/3", [0], device="cuda:0"),
+        write_part(name_of(tmp_path, "b", "npz"), "2/3", [1]),
+        write_part(name_of(tmp_path, "c", "npz"), "3/3", [2]),
+    ]
+    join(parts, str(tmp_path / "out.npz"))
+    metadata = read_metadata(tmp_path / "out.npz", "npz")
+    assert metadata["device"] == ["cuda:0", "cpu"]
+    assert metadata["model"] == "tiny"
+    assert metadata["warnings"] == {"in/000.wav": ["cut short"]}
+
+
+def changed(**fields: Any) -> Edit:
+    return lambda header: dataclasses.replace(header, **fields)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"shard": "3/3"}, r"^shard 2/3 is missing; name the output of every shard\.$"),
+        ({"shard": "1/3", "indices": [0]}, r"second\.npz and .*first\.npz are both shard 1/3"),
+        ({"shard": "2/2"}, r"second\.npz is shard 2/2, but .*first\.npz is shard 1/3"),
+        ({"edit": changed(finished=False)}, r"second\.npz is unfinished; .*w2v-embed --shard 2/3 --resume"),
+        ({"level": "frame"}, r"second\.npz is of another run than .*first\.npz: level is 'frame', not 'utterance'"),
+        ({"labels": ["mood", "valence"]}, r"labels is \['mood', 'valence'\], not \['arousal', 'valence'\]"),
+    ],
+    ids=["missing", "repeated", "other-count", "unfinished", "other-level", "other-labels"],
+)
+def test_what_does_not_belong_together_is_refused(tmp_path: Path, second: dict[str, Any], message: str) -> None:
+    """A shard that is missing, repeated, unfinished or of another run is named, and no output appears."""
+    options = {"shard": "2/3", "indices": [int(second.get("shard", "2/3")[0]) - 1]} | second
+    parts = [
+        write_part(name_of(tmp_path, "first", "npz"), "1/3", [0]),
+        write_part(name_of(tmp_path, "second", "npz"), **options),
+    ]
+    before = set(tmp_path.iterdir())
+    with pytest.raises(OutputError, match=message):
+        join(parts, str(tmp_path / "out.npz"))
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_part_without_a_journal_is_refused(tmp_path: Path) -> None:
+    """An output whose journal is gone, or that is no output at all, is named with what it lacks."""
+    part = write_part(name_of(tmp_path, "part", "npz"), "1/1", [0])
+    journal_of(part).unlink()
+    with pytest.raises(OutputError, match=r"part\.npz has no journal beside it \(part\.npz\.journal\.jsonl\)"):
+        join([part], str(tmp_path / "out.npz"))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_damaged_part_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    """A part with fewer results than its journal has lines is refused, and no output or temporary file stays."""
+    parts = three_parts(tmp_path, kind)
+    (tmp_path / "elsewhere").mkdir()
+    shorter = write_part(name_of(tmp_path / "elsewhere", "part2", kind), "2/3", [1])
+    journal_of(parts[0]).replace(journal_of(shorter))
+    before = set(tmp_path.iterdir())
+    with pytest.raises(OutputError, match=r"part2(\.\w+)? does not hold what its journal says"):
+        join([shorter, *parts[1:]], name_of(tmp_path, "out", kind))
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_results_whose_place_is_unknown_are_refused(tmp_path: Path) -> None:
+    """A shard whose journal counts the inputs otherwise than shards do was continued with other inputs: refused."""
+    for stem, indices in (("order", [3, 0]), ("stride", [0, 1])):
+        parts = [write_part(name_of(tmp_path, stem, "npz"), "1/3", indices)]
+        parts += [write_part(name_of(tmp_path, f"{stem}{i}", "npz"), f"{i}/3", []) for i in (2, 3)]
+        with pytest.raises(
+            OutputError, match=rf"{stem}\.npz was continued with other inputs .*--shard 1/3 --overwrite"
+        ):
+            join(parts, str(tmp_path / "out.npz"))
+
+
+def test_an_existing_output_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    """An output, or an unfinished run beside its name, is refused without ``overwrite`` and replaced with it."""
+    parts = three_parts(tmp_path)
+    output = write_part(name_of(tmp_path, "out", "npz"), "1/1", [77])
+    before = content(tmp_path)
+    with pytest.raises(OutputError, match=r"out\.npz exists; replace it with --overwrite"):
+        join(parts, output)
+    assert content(tmp_path) == before
+    assert join(parts, output, overwrite=True) == 9
+    assert [entry.index for entry in read_entries(journal_of(output))] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    (tmp_path / "other.npz.values").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"other\.npz has an unfinished run beside it"):
+        join(parts, str(tmp_path / "other.npz"))
+    join(parts, str(tmp_path / "other.npz"), overwrite=True)
+    assert not (tmp_path / "other.npz.values").exists()
+
+
+def test_a_part_is_never_the_output(tmp_path: Path) -> None:
+    """Naming a part as the output is refused even with ``overwrite``."""
+    parts = three_parts(tmp_path)
+    with pytest.raises(OutputError, match=r"part1\.npz is one of the parts"):
+        join(parts, f"{tmp_path}/../{tmp_path.name}/part1.npz", overwrite=True)
+
+
+def test_many_parts_in_flat_memory(tmp_path: Path) -> None:
+    """Sixty parts of a hundred results each join without holding them."""
+    parts = [
+        write_part(name_of(tmp_path, f"p{i}", "npz"), f"{i}/60", list(range(i - 1, 1200, 60)), "frame")
+        for i in range(1, 61)
+    ]
+    join(parts[:1] and [write_part(name_of(tmp_path, "warm", "npz"), "1/1", [0])], str(tmp_path / "warm-out.npz"))
+    tracemalloc.start()
+    assert join(parts, str(tmp_path / "out.npz")) == 1200
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    code = "from w2v_runtime.merge_cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+
+
+def test_command(tmp_path: Path) -> None:
+    """The command joins and says so on standard error; what it refuses is one sentence and exit code 2."""
+    parts, output = three_parts(tmp_path), str(tmp_path / "out.jsonl")
+    done = command("-o", output, *parts)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"w2v-merge: 9 inputs from 3 parts → {output}\n"
+    assert [json.loads(line)["file"][3:6] for line in Path(output).open()] == [
+        f"{index:03}" for index in range(10) if index != 4
+    ]
+    for words, message in (
+        (("-o", output, *parts), "exists; replace it with --overwrite"),
+        (("-o", "-", *parts), "cannot go to standard output"),
+        (("-o", str(tmp_path / "x.npz"), *parts[:2]), "shard 1/3 is missing"),
+        (("-o", str(tmp_path / "x.wav"), *parts), "no known format"),
+        (("-o", str(tmp_path / "x.npz")), "PART"),
+    ):
+        refused = command(*words)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert command("-o", output, "--overwrite", *parts).returncode == 0
+    assert not list(tmp_path.glob("*.lock"))
