@@ -128,7 +128,7 @@ def test_a_folder_of_arrays(bundles, recordings, tmp_path):
 
 
 def test_exactly_the_bad_inputs_fail(bundles, recordings, tmp_path):
-    """Unreadable, empty, too short and non-finite inputs fail with stage and reason; all others are embedded; exit 3."""
+    """Unreadable, empty, too short and non-finite inputs fail with stage and reason; the others are embedded."""
     good = speech(1.0)
     bad = {
         "empty.wav": "no samples",

@@ -38,7 +38,7 @@ def test_the_wheel_holds_exactly_the_three_packages(tmp_path):
     }
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
     commands = zipfile.ZipFile(wheel).read(entry_points).decode()
-    assert all(f"{command} = " in commands for command in ("w2v-export", "w2v-embed", "w2v-models"))
+    assert all(f"{command} = " in commands for command in ("w2v-export", "w2v-embed", "w2v-models", "w2v-merge"))
 
 
 def imports_of(package: str) -> dict[str, set[str]]:

@@ -84,7 +84,9 @@ class Case:
         """Start and end of each row in seconds."""
         if self.level == "utterance":
             return [(0.0, embedding.duration) for embedding in made]
-        return [(t * 0.02, t * 0.02 + 0.025) for embedding in made for t in range(len(embedding.values))]
+        return [
+            (round(t * 0.02, 9), round(t * 0.02 + 0.025, 9)) for embedding in made for t in range(len(embedding.values))
+        ]
 
     def check_metadata(self, metadata: dict[str, Any]) -> None:
         assert metadata.items() >= {**METADATA, "layers": list(self.layers), "dim": DIM}.items()

@@ -15,7 +15,7 @@ from typing import Final
 
 from w2v_export.checkpoint import Checkpoint, load, seeded
 from w2v_export.graph import InferenceGraph
-from w2v_export.onnx import OPSET, export_graph
+from w2v_export.onnx import OPSET, export_graphs
 from w2v_export.parity import reference_outputs, stored
 from w2v_models.bundle import MANIFEST, Bundle, record
 from w2v_models.errors import OutputError, ParityError, RefusedError
@@ -98,9 +98,8 @@ def write_bundle(checkpoint: Checkpoint, references: Sequence[Reference], folder
     (folder / "onnx").mkdir()
     architecture = checkpoint.architecture
     inference = InferenceGraph(checkpoint.encoder, architecture.conv, architecture.normalise, checkpoint.head_module)
-    graph = export_graph(inference.eval(), folder / "onnx")
+    graphs = export_graphs(inference.eval(), folder / "onnx")
     save_references(folder / REFERENCE, stored(references, architecture.sample_rate))
-    data = [record(folder, path) for path in sorted(graph.parent.iterdir()) if path != graph]
     return Bundle(
         folder,
         Manifest(
@@ -109,7 +108,15 @@ def write_bundle(checkpoint: Checkpoint, references: Sequence[Reference], folder
             architecture=architecture,
             head=checkpoint.head,
             opset=OPSET,
-            precisions={"fp32": PrecisionRecord(record(folder, graph), tuple(data), parity=())},
+            precisions={
+                "fp32": PrecisionRecord(
+                    graph=record(folder, graphs.graph),
+                    windows=record(folder, graphs.windows),
+                    head=None if graphs.head is None else record(folder, graphs.head),
+                    data=(record(folder, graphs.data),),
+                    parity=(),
+                )
+            },
             reference=record(folder, folder / REFERENCE),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             packages={name: version for name in _PACKAGES if (version := _version(name))},

@@ -187,15 +187,18 @@ class GroupNormFrontEnd(nn.Module):
         self.epsilon = norm.eps
         self.surplus = surplus
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        frames = self.conv.frames(x)
-        valid_frames = ((lengths + self.conv.stride - self.conv.kernel).clamp(min=0)).div(
-            self.conv.stride, rounding_mode="trunc"
-        )
+    def statistics(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (batch, 1, k) and covariance (batch, k, k) of the frames that lie within ``lengths`` samples."""
+        valid_frames = (lengths + self.conv.stride - self.conv.kernel).clamp(min=0)
+        valid_frames = valid_frames.div(self.conv.stride, rounding_mode="trunc")
         mask = valid(valid_frames, frames.shape[1])
         mean = masked_mean(frames, mask, valid_frames)
         centred = torch.where(mask, frames - mean, 0.0)
-        covariance = centred.transpose(1, 2) @ centred / count(valid_frames)
+        return mean, centred.transpose(1, 2) @ centred / count(valid_frames)
+
+    def forward(self, x: Tensor, lengths: Tensor, statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        frames = self.conv.frames(x)
+        mean, covariance = statistics or self.statistics(frames, lengths)
         weight = self.conv.dense.weight
         variance = (weight * (covariance @ weight)).sum(1, keepdim=True)
         scale = self.scale / torch.sqrt(variance + self.epsilon)
@@ -213,8 +216,8 @@ class ConvLayer(nn.Module):
         self.norm = None if self.grouped else norm
         self.activation = layer.activation
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x = self.conv(x, lengths) if self.grouped else self.conv(x)
+    def forward(self, x: Tensor, lengths: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = self.conv(x, lengths, statistics) if self.grouped else self.conv(x)
         if self.norm is not None:
             x = self.norm(x)
         return self.activation(x)
@@ -307,6 +310,7 @@ class InferenceGraph(nn.Module):
         self.conv_layers = nn.ModuleList(conv_layers)
         #: Frames beyond the longest utterance's, of which only conv 0 sees anything.
         self.surplus = int(conv_layers[0].grouped)
+        self.first_kernel = conv.kernels[0]
         self.projection_norm = encoder.feature_projection.layer_norm
         self.projection = Dense.of(encoder.feature_projection.projection)
         self.position = PositionalConv(encoder.encoder.pos_conv_embed)
@@ -320,18 +324,30 @@ class InferenceGraph(nn.Module):
         return (samples + (self.stride - self.receptive_field)).clamp(min=0).div(self.stride, rounding_mode="trunc")
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        frame_lengths = self.num_frames(lengths)
-        frames = self.num_frames(torch.as_tensor(waveform.shape[1]))
-        mask = valid(frame_lengths, frames)
-
         if self.normalise is not None:
             waveform = self.normalise(waveform, lengths)
         else:
             waveform = torch.where(valid(lengths, waveform.shape[1]).squeeze(2), waveform, 0.0)
+        last_hidden_state, frame_lengths = self.encode(waveform, lengths)
+        embedding = last_hidden_state.sum(1) / count(frame_lengths).squeeze(2)
+        outputs = {LAST_HIDDEN_STATE: last_hidden_state, FRAME_LENGTHS: frame_lengths, EMBEDDING: embedding}
+        return outputs if self.head is None else outputs | {LOGITS: self.head(embedding)}
+
+    def encode(
+        self, waveform: Tensor, lengths: Tensor, statistics: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalised waveform, zero in the padding, to ``last_hidden_state`` and ``frame_lengths``.
+
+        ``statistics`` are those of the group norm, where they are not the utterance's own.
+        """
+        frame_lengths = self.num_frames(lengths)
+        frames = self.num_frames(torch.as_tensor(waveform.shape[1]))
+        mask = valid(frame_lengths, frames)
+
         x = F.pad(waveform, (0, self.padded_receptive_field + self.stride))
         x = x[:, : (frames + self.surplus - 1) * self.stride + self.padded_receptive_field, None]
         for conv_layer in self.conv_layers:
-            x = conv_layer(x, lengths)
+            x = conv_layer(x, lengths, statistics)
         x = torch.where(mask, self.projection(self.projection_norm(x)), 0.0)
 
         x = x + self.position(x)
@@ -341,8 +357,48 @@ class InferenceGraph(nn.Module):
             x = layer(x, frame_lengths)
         if self.stable:
             x = self.norm(x)
+        return torch.where(mask, x, 0.0), frame_lengths
 
-        last_hidden_state = torch.where(mask, x, 0.0)
-        embedding = last_hidden_state.sum(1) / count(frame_lengths).squeeze(2)
-        outputs = {LAST_HIDDEN_STATE: last_hidden_state, FRAME_LENGTHS: frame_lengths, EMBEDDING: embedding}
-        return outputs if self.head is None else outputs | {LOGITS: self.head(embedding)}
+
+class WindowGraph(InferenceGraph):
+    """The same encoder for windows of a long recording, which share the whole recording's statistics.
+
+    Shape: ``waveform`` (batch, samples), ``lengths`` (batch,), ``moments`` (batch, 2 + k + k²), laid out as
+    ``w2v_models.manifest.MOMENTS`` says → ``last_hidden_state`` (batch, frames, hidden), ``frame_lengths`` (batch,).
+    """
+
+    def __init__(self, graph: InferenceGraph) -> None:
+        # The same parameters, under the same names; the exporter leaves its own ``forward`` on an instance.
+        self.__dict__ = {name: value for name, value in graph.__dict__.items() if name != "forward"}
+
+    def forward(  # type: ignore[override]
+        self, waveform: Tensor, lengths: Tensor, moments: Tensor
+    ) -> dict[str, Tensor]:
+        mean, scale = moments[:, :1], torch.ones_like(moments[:, :1])
+        if self.normalise is None:
+            mean = torch.zeros_like(mean)
+        else:
+            scale = 1 / torch.sqrt(moments[:, 1:2] + NORMALISATION_EPSILON)
+        mask = valid(lengths, waveform.shape[1]).squeeze(2)
+        statistics = None
+        if self.surplus:
+            kernel = self.first_kernel
+            frame_mean = ((moments[:, 2 : 2 + kernel] - mean) * scale)[:, None, :]
+            covariance = moments[:, 2 + kernel :].reshape(-1, kernel, kernel) * (scale * scale)[:, :, None]
+            statistics = frame_mean, covariance
+        last_hidden_state, frame_lengths = self.encode(
+            torch.where(mask, (waveform - mean) * scale, 0.0), lengths, statistics
+        )
+        return {LAST_HIDDEN_STATE: last_hidden_state, FRAME_LENGTHS: frame_lengths}
+
+
+class HeadGraph(nn.Module):
+    """A head alone: the mean over all frames, ``embedding`` (batch, hidden) → ``logits`` (batch, labels)."""
+
+    def __init__(self, graph: InferenceGraph) -> None:
+        super().__init__()
+        self.config, self.head = graph.config, graph.head
+
+    def forward(self, embedding: Tensor) -> dict[str, Tensor]:
+        assert self.head is not None
+        return {LOGITS: self.head(embedding)}

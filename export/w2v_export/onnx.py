@@ -1,4 +1,4 @@
-"""From the inference form to ``model.onnx``: optimum's exporter, with our own configuration and graph."""
+"""From the inference forms to ONNX files that share one file of weights: optimum's exporter with our own graphs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import onnx
 import torch
+from onnx.external_data_helper import set_external_data
 from optimum.exporters.onnx import OnnxConfig
 from optimum.exporters.onnx.convert import export
 from optimum.utils import NormalizedConfig
 
-from w2v_export.graph import InferenceGraph, register_symbolics
-from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, LENGTHS, LOGITS, WAVEFORM
+from w2v_export.graph import HeadGraph, InferenceGraph, WindowGraph, register_symbolics
+from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, LENGTHS, LOGITS, MOMENTS, WAVEFORM
 
 #: The newest operator set that the TorchScript exporter writes.
 TRACED_OPSET: Final = 20
@@ -28,72 +30,116 @@ IR_VERSION: Final = 11
 EXTERNAL_BYTES: Final = 1024
 
 GRAPH_NAME: Final = "model.onnx"
+WINDOWS_NAME: Final = "windows.onnx"
+HEAD_NAME: Final = "head.onnx"
+DATA_NAME: Final = f"{GRAPH_NAME}_data"
+
+Axes = dict[str, dict[int, str]]
 
 
-class InferenceOnnxConfig(OnnxConfig):
-    """What optimum needs to know of :class:`~w2v_export.graph.InferenceGraph`: its axes and an example."""
+class GraphOnnxConfig(OnnxConfig):
+    """What optimum needs to know of one of our modules: an example of its inputs, and all dynamic axes."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
 
-    def __init__(self, model: InferenceGraph) -> None:
+    def __init__(self, model: Any, example: dict[str, torch.Tensor], inputs: Axes, outputs: Axes) -> None:
         super().__init__(model.config, task="feature-extraction")
-        self.example_samples = 4 * model.receptive_field
-        self.head = model.head is not None
+        self._example, self._inputs, self._outputs = example, inputs, outputs
 
     @property
-    def inputs(self) -> dict[str, dict[int, str]]:
-        return {WAVEFORM: {0: "batch", 1: "samples"}, LENGTHS: {0: "batch"}}
+    def inputs(self) -> Axes:
+        return self._inputs
 
     @property
-    def outputs(self) -> dict[str, dict[int, str]]:
-        outputs = {
-            LAST_HIDDEN_STATE: {0: "batch", 1: "frames"},
-            FRAME_LENGTHS: {0: "batch"},
-            EMBEDDING: {0: "batch"},
-        }
-        return outputs | ({LOGITS: {0: "batch"}} if self.head else {})
+    def outputs(self) -> Axes:
+        return self._outputs
 
     def generate_dummy_inputs(self, framework: str = "pt", **shapes: int) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        lengths = torch.tensor([self.example_samples, self.example_samples // 2])
-        return {WAVEFORM: torch.randn(2, self.example_samples), LENGTHS: lengths}
+        return dict(self._example)
 
 
-def export_graph(model: InferenceGraph, folder: Path) -> Path:
-    """Write ``model.onnx`` and its external data file ``model.onnx_data`` into ``folder``; return the graph's path.
+@dataclass(frozen=True)
+class Graphs:
+    """The files of one precision."""
 
-    The graph holds standard ONNX operators of operator set :data:`OPSET` only, and its batch and time axes are
-    dynamic.
+    graph: Path
+    windows: Path
+    head: Path | None
+    data: Path
+
+
+def export_graphs(model: InferenceGraph, folder: Path) -> Graphs:
+    """Write the graph of ``model``, those for windows and head, and their common weights into ``folder``.
+
+    The graphs hold standard ONNX operators of operator set :data:`OPSET` only, and their axes are dynamic.
     """
-    path = folder / GRAPH_NAME
+    samples, batch = 4 * model.receptive_field, {0: "batch"}
+    waveform = {WAVEFORM: torch.randn(2, samples), LENGTHS: torch.tensor([samples, samples // 2])}
+    axes: Axes = {WAVEFORM: {0: "batch", 1: "samples"}, LENGTHS: batch}
+    frames: Axes = {LAST_HIDDEN_STATE: {0: "batch", 1: "frames"}, FRAME_LENGTHS: batch}
+    logits: Axes = {LOGITS: batch} if model.head is not None else {}
+    kernel = model.first_kernel
+
+    whole = GraphOnnxConfig(model, waveform, axes, frames | {EMBEDDING: batch} | logits)
+    proto = _trace(model, whole, folder / GRAPH_NAME)
+    onnx.save(
+        proto,
+        folder / GRAPH_NAME,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=DATA_NAME,
+        size_threshold=EXTERNAL_BYTES,
+    )
+    weights = {
+        tensor.name: tensor for tensor in onnx.load(folder / GRAPH_NAME, load_external_data=False).graph.initializer
+    }
+
+    windows = WindowGraph(model)
+    moments = torch.rand(2, 2 + kernel + kernel**2) + 0.5
+    config = GraphOnnxConfig(windows, waveform | {MOMENTS: moments}, axes | {MOMENTS: batch}, frames)
+    _save_sharing(_trace(windows, config, folder / WINDOWS_NAME), folder / WINDOWS_NAME, weights)
+    if model.head is not None:
+        head = HeadGraph(model)
+        example = {EMBEDDING: torch.randn(2, model.config.hidden_size)}
+        config = GraphOnnxConfig(head, example, {EMBEDDING: batch}, logits)
+        _save_sharing(_trace(head, config, folder / HEAD_NAME), folder / HEAD_NAME, weights)
+    head_path = None if model.head is None else folder / HEAD_NAME
+    for path in filter(None, (folder / GRAPH_NAME, folder / WINDOWS_NAME, head_path)):
+        onnx.checker.check_model(path, full_check=True)
+    return Graphs(folder / GRAPH_NAME, folder / WINDOWS_NAME, head_path, folder / DATA_NAME)
+
+
+def _trace(model: torch.nn.Module, config: GraphOnnxConfig, path: Path) -> onnx.ModelProto:
+    """Trace a module through optimum's exporter and return it with its weights, raised to our operator set."""
     register_symbolics(TRACED_OPSET)
     with _quiet():
         # The dynamic-axes fix would open the graph in ONNX Runtime before its operator set is raised.
-        export(model, InferenceOnnxConfig(model), path, opset=TRACED_OPSET, disable_dynamic_axes_fix=True)
-    graph = onnx.load(path)
-    for data in folder.glob(f"{GRAPH_NAME}?data"):
-        data.unlink()
-    finish(graph)
-    onnx.save(
-        graph,
-        path,
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=f"{GRAPH_NAME}_data",
-        size_threshold=EXTERNAL_BYTES,
-    )
-    onnx.checker.check_model(path, full_check=True)
-    return path
-
-
-def finish(graph: onnx.ModelProto) -> None:
-    """Raise the operator set, and drop what the trace left behind: names of modules, documentation strings."""
-    del graph.opset_import[:]
-    graph.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-    graph.ir_version = IR_VERSION
-    graph.producer_name, graph.producer_version = "w2v-onnx", ""
-    for node in graph.graph.node:
+        export(model.eval(), config, path, opset=TRACED_OPSET, disable_dynamic_axes_fix=True)
+    proto = onnx.load(path)
+    path.unlink()
+    path.with_name(f"{path.name}_data").unlink(missing_ok=True)  # written by the exporter beyond 2 GiB
+    del proto.opset_import[:]
+    proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    proto.ir_version = IR_VERSION
+    proto.producer_name, proto.producer_version = "w2v-onnx", ""
+    for node in proto.graph.node:
         node.ClearField("doc_string")
         node.ClearField("metadata_props")
+    return proto
+
+
+def _save_sharing(proto: onnx.ModelProto, path: Path, weights: dict[str, onnx.TensorProto]) -> None:
+    """Save a graph whose large weights are those of the main graph: same name, same shape, same place on disk."""
+    for tensor in proto.graph.initializer:
+        if len(tensor.raw_data) < EXTERNAL_BYTES:
+            continue
+        shared = weights[tensor.name]
+        if (shared.dims, shared.data_type) != (tensor.dims, tensor.data_type):
+            raise ValueError(f"{path.name}: {tensor.name} is not the weight of that name in {GRAPH_NAME}")
+        place = {entry.key: entry.value for entry in shared.external_data}
+        set_external_data(tensor, place["location"], int(place["offset"]), int(place["length"]))
+        tensor.ClearField("raw_data")
+    onnx.save(proto, path)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,10 @@ LAST_HIDDEN_STATE: Final = "last_hidden_state"
 FRAME_LENGTHS: Final = "frame_lengths"
 EMBEDDING: Final = "embedding"
 LOGITS: Final = "logits"
+#: Third input of the graph for windows of long audio: the whole recording's statistics, as float32 in this order:
+#: mean and variance of its samples, then mean (k,) and covariance (k, k) of the frames that the first convolution
+#: (kernel k) sees. All of the waveform as it is, before any normalisation.
+MOMENTS: Final = "moments"
 
 RANDOM_WEIGHTS: Final = "random"
 CHECKPOINT_WEIGHTS: Final = "checkpoint"
@@ -153,10 +157,22 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class PrecisionRecord:
-    """One precision of the bundle: its graph, the graph's external data, and how it compared with PyTorch."""
+    """One precision of the bundle: its graphs, their common external data, and how it compared with PyTorch.
+
+    ``graph`` is the public one. ``windows`` takes windows of long audio with the whole recording's statistics, and
+    ``head`` the mean over all windows; both share the weights of ``graph``.
+    """
 
     graph: FileRecord
+    windows: FileRecord
+    head: FileRecord | None
     data: tuple[FileRecord, ...]
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Every file of this precision."""
+        return (self.graph, self.windows, *((self.head,) if self.head else ()), *self.data)
+
     parity: tuple[ParityRow, ...]
 
 
@@ -191,7 +207,7 @@ class Manifest:
     @property
     def files(self) -> tuple[FileRecord, ...]:
         """Every file that the manifest vouches for."""
-        records = [record for entry in self.precisions.values() for record in (entry.graph, *entry.data)]
+        records = [record for entry in self.precisions.values() for record in entry.files]
         return tuple({record.path: record for record in (*records, self.reference)}.values())
 
     @property

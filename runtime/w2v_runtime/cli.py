@@ -57,6 +57,8 @@ def embed(
     threads: Annotated[
         int | None, typer.Option(help="Threads inside the engine. [default: by processors]", show_default=False)
     ] = None,
+    window: Annotated[float, typer.Option(help="Seconds of a window of long audio.")] = 30.0,
+    context: Annotated[float, typer.Option(help="Seconds of context on each side of a window.")] = 5.0,
     channel: Annotated[str, typer.Option(help="mean, or a channel number from 0.")] = "mean",
     pad_short: Annotated[bool, typer.Option("--pad-short", help="Pad audio shorter than one frame.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing output.")] = False,
@@ -74,6 +76,7 @@ def embed(
     with terminal.command(NAME):
         from w2v_runtime.corpus import CorpusOptions
         from w2v_runtime.inputs import Shard
+        from w2v_runtime.long import Windowing
         from w2v_runtime.results import Request
         from w2v_runtime.run import RunOptions
         from w2v_runtime.stores import output_format
@@ -89,6 +92,7 @@ def embed(
             output_format(output),
             Request.of(level, pooling, layer),
             CorpusOptions(_channel(channel), pad_short, strict, batch_seconds, jobs),
+            Windowing(window, context),
             Shard.of(shard),
             resume,
             overwrite,
@@ -132,12 +136,12 @@ def _run(
     if not quiet:
         terminal.note_random_weights(NAME, bundle.manifest.source)
     if options.format == "stdout":
-        embedder = Embedder(bundle, device, precision, threads)
+        embedder = Embedder(bundle, device, precision, threads, options.windowing)
         return stream(embedder, sources, options)
     header = header_of(bundle, precision, options)
     with locked(options.output):
         check_output(options, header)
-        embedder = Embedder(bundle, device, precision, threads)
+        embedder = Embedder(bundle, device, precision, threads, options.windowing)
         embedder.check(options.request)
         with shown(sources, options.shard, hidden=no_progress) as progress:
             return run(embedder, iter(sources), options, header, progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from w2v_models.errors import AudioError, RefusedError, W2VError
 from w2v_runtime import processors
-from w2v_runtime.audio import Audio, read_audio
+from w2v_runtime.audio import Audio
 from w2v_runtime.batching import Pool
 from w2v_runtime.results import Embedding, Failure, Request
 
@@ -49,11 +48,10 @@ class CorpusOptions:
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its place in this run's output, from 0, its path, and its place among all shards' inputs."""
+    """One input: its place among those of this run, from 0, and its path."""
 
     position: int
     path: str
-    index: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def embed_paths(
     embedder: Embedder, paths: Iterable[str], request: Request, options: CorpusOptions
 ) -> Generator[Embedding | Failure, None, None]:
     """Embed files and yield their results in the order of ``paths``."""
-    inputs = (Input(position, path, position) for position, path in enumerate(paths))
+    inputs = (Input(position, path) for position, path in enumerate(paths))
     waiting: dict[int, Embedding | Failure] = {}
     position = 0
     for finished in embed_inputs(embedder, inputs, request, options):
@@ -85,10 +83,10 @@ def embed_inputs(
     """Embed inputs and yield batch after batch, nearly in order. While one batch runs, the next is ready."""
     embedder.check(request)
     jobs = options.jobs or processors.available()
-    with _pool(jobs, "decode") as decoder, _pool(1, "engine") as runner, _stopping(embedder) as stopped:
+    with _workers(embedder, jobs) as (decoder, runner):
         running: deque[Future[Finished]] = deque()
         for batch in _batches(embedder, _decoded(embedder, inputs, options, decoder, jobs), options):
-            running.append(runner.submit(_run, embedder, batch, request, stopped))
+            running.append(runner.submit(_run, embedder, batch, request, options))
             if len(running) > 1:
                 yield running.popleft().result()
         while running:
@@ -97,8 +95,10 @@ def embed_inputs(
 
 @dataclass(frozen=True, eq=False)
 class _Decoded:
+    """An input's audio, why it has none, or None where it is too long to be held."""
+
     input: Input
-    audio: Audio | Failure
+    audio: Audio | Failure | None
 
 
 def _decoded(
@@ -116,24 +116,31 @@ def _decoded(
 
 def _decode(embedder: Embedder, item: Input, options: CorpusOptions) -> _Decoded:
     try:
-        audio = embedder.prepare(read_audio(item.path, embedder.sample_rate, options.channel), options.pad_short)
-        if options.strict and audio.warnings:
-            raise AudioError("; ".join(audio.warnings))
+        audio = embedder.read(item.path, options.channel, options.pad_short)
+        if audio is not None:
+            _refuse_warnings(audio.warnings, options)
         return _Decoded(item, audio)
     except AudioError as error:
         return _Decoded(item, Failure(item.path, "read", str(error)))
 
 
+def _refuse_warnings(warnings: tuple[str, ...], options: CorpusOptions) -> None:
+    if options.strict and warnings:
+        raise AudioError("; ".join(warnings))
+
+
 def _batches(embedder: Embedder, decoded: Iterator[_Decoded], options: CorpusOptions) -> Iterator[list[_Decoded]]:
-    """Batches with little padding; what failed to decode travels with the next one."""
+    """Batches with little padding; long audio is one of its own, and what failed travels with the next."""
     seconds = options.batch_seconds or BATCH_SECONDS[embedder.engine.device]
     budget = max(1, round(seconds * embedder.sample_rate))
     pool, failed = Pool(budget), list[_Decoded]()
     for item in decoded:
-        if isinstance(item.audio, Failure):
-            failed.append(item)
-        else:
+        if isinstance(item.audio, Audio):
             pool.add(len(item.audio.samples), item)
+        elif item.audio is None:
+            yield [item]
+        else:
+            failed.append(item)
         if len(failed) >= POOL_INPUTS or len(pool) >= POOL_INPUTS or pool.samples >= POOL_BATCHES * budget:
             yield failed + (pool.take() if len(pool) else [])
             failed = []
@@ -142,54 +149,58 @@ def _batches(embedder: Embedder, decoded: Iterator[_Decoded], options: CorpusOpt
         failed = []
 
 
-def _run(embedder: Embedder, batch: list[_Decoded], request: Request, stopped: threading.Event) -> Finished:
-    """Embed a batch; where the engine fails, its halves, so that only an input that fails alone is lost."""
-    audios = [item.audio for item in batch if isinstance(item.audio, Audio)]
-    ready = [item for item in batch if isinstance(item.audio, Audio)]
+def _run(embedder: Embedder, batch: list[_Decoded], request: Request, options: CorpusOptions) -> Finished:
+    if batch[0].audio is None:
+        return _run_long(embedder, batch[0].input, request, options)
     results: list[tuple[Input, Embedding | Failure]] = [
         (item.input, item.audio) for item in batch if isinstance(item.audio, Failure)
     ]
-    results.extend(zip([item.input for item in ready], _embed(embedder, ready, audios, request, stopped), strict=True))
-    lengths = [len(audio.samples) for audio in audios]
+    ready = [(item.input, item.audio) for item in batch if isinstance(item.audio, Audio)]
+    results.extend(zip([item for item, _ in ready], _embed(embedder, ready, request), strict=True))
+    lengths = [len(audio.samples) for _, audio in ready]
     return Finished(tuple(results), sum(lengths), max(lengths, default=0) * len(lengths))
 
 
-def _embed(
-    embedder: Embedder, items: list[_Decoded], audios: list[Audio], request: Request, stopped: threading.Event
-) -> list[Embedding | Failure]:
+def _run_long(embedder: Embedder, item: Input, request: Request, options: CorpusOptions) -> Finished:
+    try:
+        embedding = embedder.embed_stream(item.path, options.channel, request)
+        _refuse_warnings(embedding.warnings, options)
+    except AudioError as error:
+        return Finished(((item, Failure(item.path, "read", str(error))),))
+    except (W2VError, MemoryError) as error:
+        if embedder.engine.stopped:
+            raise
+        return Finished(((item, Failure(item.path, "embed", str(error) or "out of memory")),))
+    samples = round(embedding.duration * embedder.sample_rate)
+    return Finished(((item, embedding),), samples, samples)
+
+
+def _embed(embedder: Embedder, items: list[tuple[Input, Audio]], request: Request) -> list[Embedding | Failure]:
+    """Embed a batch; where the engine fails, its halves, so that only an input that fails alone is lost."""
     if not items:
         return []
     try:
-        return list(embedder.embed_batch([item.input.path for item in items], audios, request))
+        return list(embedder.embed_batch([item.path for item, _ in items], [audio for _, audio in items], request))
     except (W2VError, MemoryError) as error:
-        if stopped.is_set():
+        if embedder.engine.stopped:
             raise
         if len(items) == 1:
-            return [Failure(items[0].input.path, "embed", str(error) or "out of memory")]
+            return [Failure(items[0][0].path, "embed", str(error) or "out of memory")]
         half = len(items) // 2
-        return [
-            *_embed(embedder, items[:half], audios[:half], request, stopped),
-            *_embed(embedder, items[half:], audios[half:], request, stopped),
-        ]
+        return _embed(embedder, items[:half], request) + _embed(embedder, items[half:], request)
 
 
 @contextlib.contextmanager
-def _pool(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads that are not waited for longer than their present piece of work when the block is left."""
-    executor = ThreadPoolExecutor(workers, thread_name_prefix=f"w2v-{name}")
+def _workers(embedder: Embedder, jobs: int) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
+    """Decoding threads and the engine's thread. When the consumer stops early, what runs is ended at once."""
+    decoder = ThreadPoolExecutor(jobs, thread_name_prefix="w2v-decode")
+    runner = ThreadPoolExecutor(1, thread_name_prefix="w2v-engine")
     try:
-        yield executor
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _stopping(embedder: Embedder) -> Iterator[threading.Event]:
-    """End a batch in the engine at once when the consumer stops early or is interrupted."""
-    stopped = threading.Event()
-    try:
-        yield stopped
+        yield decoder, runner
     except BaseException:
-        stopped.set()
         embedder.engine.stop()
         raise
+    finally:
+        decoder.shutdown(cancel_futures=True)
+        runner.shutdown(cancel_futures=True)
+        embedder.engine.start()

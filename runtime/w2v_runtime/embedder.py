@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,11 +12,12 @@ import numpy.typing as npt
 
 from w2v_models.bundle import Bundle
 from w2v_models.errors import AudioError, RefusedError
-from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, LOGITS
+from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, LENGTHS, LOGITS, WAVEFORM
 from w2v_runtime import library
-from w2v_runtime.audio import Audio, from_array, read_audio
+from w2v_runtime.audio import Audio, from_array, open_audio
 from w2v_runtime.batching import pad
 from w2v_runtime.engine import Engine, open_engine
+from w2v_runtime.long import DEFAULT_WINDOWING, HeldStream, Windowing, embed_long
 from w2v_runtime.pooling import pool
 from w2v_runtime.results import LAST_LAYER, Embedding, Failure, FrameTimes, Request
 
@@ -30,6 +32,7 @@ class Embedder:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: one that the bundle holds, such as ``fp32``.
         threads: threads inside the engine; None follows the processors that this process may use.
+        windowing: how long audio is cut.
 
     Raises:
         BundleError: the bundle is missing, damaged or lacks the precision.
@@ -42,10 +45,12 @@ class Embedder:
         device: str = "auto",
         precision: str = "fp32",
         threads: int | None = None,
+        windowing: Windowing = DEFAULT_WINDOWING,
     ) -> None:
         self.bundle = model if isinstance(model, Bundle) else library.find(model)
         self.manifest = self.bundle.manifest
         self.precision = precision
+        self.windowing = windowing
         self.engine: Engine = open_engine(self.bundle, device, precision, threads)
 
     def __repr__(self) -> str:
@@ -99,11 +104,18 @@ class Embedder:
         """
         request = Request.of(level, pooling, layer)
         self.check(request)
-        if isinstance(audio, tuple):
-            path, read = "", from_array(audio[0], audio[1], self.sample_rate, channel)
-        else:
-            path, read = os.fspath(audio), read_audio(audio, self.sample_rate, channel)
-        return self.embed_batch([path], [self.prepare(read, pad_short)], request)[0]
+        if not isinstance(audio, tuple):
+            path = os.fspath(audio)
+            whole = self.read(path, channel, pad_short)
+            return (
+                self.embed_stream(path, channel, request)
+                if whole is None
+                else self.embed_batch([path], [whole], request)[0]
+            )
+        array = from_array(audio[0], audio[1], self.sample_rate, channel)
+        if len(array.samples) > self.windowing.whole_samples(self.sample_rate):
+            return embed_long(self, "", lambda: contextlib.nullcontext(HeldStream(array)), request)
+        return self.embed_batch([""], [self._long_enough(array, pad_short)], request)[0]
 
     def embed_files(
         self,
@@ -119,12 +131,25 @@ class Embedder:
         request = Request.of(level, pooling, layer)
         return embed_paths(self, (os.fspath(path) for path in paths), request, CorpusOptions(**options))
 
-    def prepare(self, audio: Audio, pad_short: bool = False) -> Audio:
-        """Refuse, or with ``pad_short`` fill up with silence, what is shorter than one frame.
+    def read(self, path: str, channel: int | None = None, pad_short: bool = False) -> Audio | None:
+        """Read a recording that is embedded whole; None if it is longer, and meant for :meth:`embed_stream`.
+
+        With ``pad_short`` what is shorter than one frame is filled up with silence, and says so in its warnings.
 
         Raises:
-            AudioError: it is too short.
+            AudioError: it cannot be read, or is too short.
         """
+        limit, blocks, samples = self.windowing.whole_samples(self.sample_rate), [], 0
+        with open_audio(path, self.sample_rate, channel) as stream:
+            for block in stream:
+                blocks.append(block)
+                samples += len(block)
+                if samples > limit:
+                    return None
+            audio = Audio(np.concatenate(blocks), self.sample_rate, stream.duration, stream.warnings)
+        return self._long_enough(audio, pad_short)
+
+    def _long_enough(self, audio: Audio, pad_short: bool) -> Audio:
         shortest = self.manifest.architecture.conv.receptive_field
         if len(audio.samples) >= shortest:
             return audio
@@ -133,6 +158,14 @@ class Embedder:
             raise AudioError(f"too short: {have}; --pad-short embeds it with silence added.")
         samples = np.pad(audio.samples, (0, shortest - len(audio.samples)))
         return Audio(samples, audio.rate, audio.duration, (*audio.warnings, f"padded with silence: {have}"))
+
+    def embed_stream(self, path: str, channel: int | None, request: Request) -> Embedding:
+        """Embed a recording of any length in windows, never holding the whole of it.
+
+        Raises:
+            AudioError: it cannot be read, or changed while it was read.
+        """
+        return embed_long(self, path, lambda: open_audio(path, self.sample_rate, channel), request)
 
     def embed_batch(self, paths: Sequence[str], audios: Sequence[Audio], request: Request) -> list[Embedding]:
         """Embed prepared audio as one batch."""
@@ -162,4 +195,5 @@ class Embedder:
 
     def forward(self, waveforms: Sequence[Waveform], outputs: Sequence[str], fill: float = 0.0) -> list[Any]:
         """Run the graph on waveforms [(samples_i,)], padded with ``fill``, and return its ``outputs``."""
-        return self.engine.run(*pad(waveforms, fill), outputs)
+        waveform, lengths = pad(waveforms, fill)
+        return self.engine.run({WAVEFORM: waveform, LENGTHS: lengths}, outputs)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import threading
 import time
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from w2v_models.bundle import Bundle
 from w2v_models.errors import BundleError, EngineError, W2VError
-from w2v_models.manifest import LENGTHS, WAVEFORM
+from w2v_models.manifest import FileRecord
 from w2v_runtime import processors
 
 Array = npt.NDArray[Any]
@@ -29,18 +29,30 @@ _CUDA_OPTIONS = {
 }
 
 
+Graph = Literal["graph", "windows", "head"]
+
+
 class Engine(Protocol):
-    """What the runtime asks of an engine."""
+    """What the runtime asks of an engine. Threads may share it."""
 
     device: str
     #: Seconds spent inside the engine so far.
     busy_seconds: float
+    #: Whether :meth:`stop` was called and :meth:`start` not since.
+    stopped: bool
 
-    def run(self, waveform: Array, lengths: Array, outputs: Sequence[str]) -> list[Array]:
-        """Run a padded batch: (batch, samples) float32, (batch,) int64 → the named outputs, in order."""
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph") -> list[Array]:
+        """Run one of the bundle's graphs on named inputs and return the named outputs, in order.
+
+        Raises:
+            W2VError: the engine failed, or was stopped.
+        """
 
     def stop(self) -> None:
-        """Make a run in progress on another thread end at once, with an error."""
+        """Make a run in progress on another thread, and every later one, fail at once."""
+
+    def start(self) -> None:
+        """Run again after :meth:`stop`."""
 
 
 def open_engine(bundle: Bundle, device: str = "auto", precision: str = "fp32", threads: int | None = None) -> Engine:
@@ -51,12 +63,7 @@ def open_engine(bundle: Bundle, device: str = "auto", precision: str = "fp32", t
         EngineError: no engine is installed, several are on top of each other, or the device cannot be had.
     """
     check_installation()
-    providers = _providers(device)
-    entry = bundle.precision(precision)
-    for record in entry.data:
-        bundle.check(record)
-    graph = bundle.check(entry.graph)
-    return OnnxRuntimeEngine(bundle, str(graph), providers, threads or processors.available())
+    return OnnxRuntimeEngine(bundle, precision, _providers(device), threads or processors.available())
 
 
 def check_installation() -> None:
@@ -117,37 +124,52 @@ def _providers(device: str) -> list[tuple[str, dict[str, str]]]:
 
 
 class OnnxRuntimeEngine:
-    """A session of ONNX Runtime. Thread-safe as far as ``run`` and ``stop`` go."""
+    """Sessions of ONNX Runtime, one a graph; those for windows and head are opened when first needed."""
 
-    def __init__(self, bundle: Bundle, graph: str, providers: list[tuple[str, dict[str, str]]], threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, precision: str, providers: list[tuple[str, dict[str, str]]], threads: int
+    ) -> None:
         import onnxruntime
 
-        cuda = providers[0][0] == "CUDAExecutionProvider"
-        if cuda and hasattr(onnxruntime, "preload_dlls"):
+        self._bundle, self._entry = bundle, bundle.precision(precision)
+        self._providers, self._threads = providers, threads
+        self._cuda = providers[0][0] == "CUDAExecutionProvider"
+        if self._cuda and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
+        self.device = "cuda" if self._cuda else "cpu"
+        self.busy_seconds = 0.0
+        self.stopped = False
+        self._new_run = onnxruntime.RunOptions
+        self._current = self._new_run()
+        self._opening = threading.Lock()
+        for record in self._entry.data:
+            bundle.check(record)
+        self._sessions: dict[Graph, Any] = {"graph": self._open(self._entry.graph)}
+        self._check_names(bundle)
+
+    def _open(self, record: FileRecord) -> Any:
+        import onnxruntime
+
+        path = self._bundle.check(record)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # patterns are planned for one shape; ours all differ
         try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
+            session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise BundleError(f"{graph} cannot be opened by ONNX Runtime: {_first_line(error)}") from None
-        used = self._session.get_providers()
-        if cuda and "CUDAExecutionProvider" not in used:
+            raise BundleError(f"{path} cannot be opened by ONNX Runtime: {_first_line(error)}") from None
+        if self._cuda and "CUDAExecutionProvider" not in session.get_providers():
             raise EngineError(
                 "CUDA was asked for but does not load (ONNX Runtime fell back to the CPU): check the driver with "
                 "nvidia-smi and install the CUDA libraries with pip install 'w2v-onnx[gpu]', or use --device cpu."
             )
-        self.device = "cuda" if cuda else "cpu"
-        self.busy_seconds = 0.0
-        self._check_names(bundle)
-        self._new_run = onnxruntime.RunOptions
-        self._current = self._new_run()
+        return session
 
     def _check_names(self, bundle: Bundle) -> None:
-        inputs = tuple(value.name for value in self._session.get_inputs())
-        outputs = tuple(value.name for value in self._session.get_outputs())
+        session = self._sessions["graph"]
+        inputs = tuple(value.name for value in session.get_inputs())
+        outputs = tuple(value.name for value in session.get_outputs())
         expected = (bundle.manifest.inputs, bundle.manifest.outputs)
         if (inputs, outputs) != expected:
             raise BundleError(
@@ -155,22 +177,35 @@ class OnnxRuntimeEngine:
                 f"where its manifest says {expected[0]} and {expected[1]}."
             )
 
-    def run(self, waveform: Array, lengths: Array, outputs: Sequence[str]) -> list[Array]:
-        feeds = {
-            WAVEFORM: np.ascontiguousarray(waveform, dtype=np.float32),
-            LENGTHS: np.ascontiguousarray(lengths, dtype=np.int64),
-        }
+    def _session(self, graph: Graph) -> Any:
+        with self._opening:
+            if graph not in self._sessions:
+                record = self._entry.windows if graph == "windows" else self._entry.head
+                if record is None:
+                    raise BundleError(f"{self._bundle.folder} has no {graph} graph.")
+                self._sessions[graph] = self._open(record)
+            return self._sessions[graph]
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph") -> list[Array]:
+        session = self._session(graph)
         self._current = run = self._new_run()
+        if self.stopped:
+            raise W2VError("The engine was stopped.")
         start = time.perf_counter()
         try:
-            results: list[Array] = self._session.run(list(outputs), feeds, run)
+            results: list[Array] = session.run(list(outputs), dict(feeds), run)
         except Exception as error:
-            raise W2VError(f"The engine failed on a batch of shape {waveform.shape}: {_first_line(error)}") from error
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+            raise W2VError(f"The engine failed on {shapes}: {_first_line(error)}") from error
         self.busy_seconds += time.perf_counter() - start
         return results
 
     def stop(self) -> None:
+        self.stopped = True
         self._current.terminate = True
+
+    def start(self) -> None:
+        self.stopped = False
 
 
 def _first_line(error: BaseException) -> str:

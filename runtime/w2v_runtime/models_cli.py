@@ -78,7 +78,7 @@ def show(bundle: Annotated[str, typer.Argument(help="Bundle folder or exported i
             "sample rate": f"{architecture.sample_rate} Hz",
             "frames": f"one every {conv.stride} samples, each from {conv.receptive_field}",
             "precisions": ", ".join(
-                f"{name} ({sum(r.size for r in (entry.graph, *entry.data)) / 1e6:.0f} MB)"
+                f"{name} ({sum(record.size for record in entry.files) / 1e6:.0f} MB)"
                 for name, entry in manifest.precisions.items()
             ),
             "bundle hash": manifest.sha256,

@@ -18,9 +18,10 @@ from w2v_models.errors import OutputError
 from w2v_runtime.corpus import CorpusOptions, Finished, Input, embed_inputs, embed_paths
 from w2v_runtime.embedder import Embedder
 from w2v_runtime.inputs import ALL, Shard
+from w2v_runtime.long import DEFAULT_WINDOWING, Windowing
 from w2v_runtime.results import Embedding, Failure, Request
 from w2v_runtime.spool import JOURNAL_SUFFIX, VALUES_SUFFIX, Header, Spool, Stamp, beside, read_entries
-from w2v_runtime.stores import Layout, OutputFormat, open_store, write_lines
+from w2v_runtime.stores import Layout, OutputFormat, open_store, read_values, write_lines
 from w2v_runtime.terminal import say
 
 STDOUT: Final = "stdout"
@@ -56,6 +57,7 @@ class RunOptions:
     format: OutputFormat
     request: Request
     corpus: CorpusOptions
+    windowing: Windowing = DEFAULT_WINDOWING
     shard: Shard = ALL
     resume: bool = False
     overwrite: bool = False
@@ -82,6 +84,8 @@ def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
         "layers": list(request.layers),
         "channel": "mean" if options.corpus.channel is None else options.corpus.channel,
         "pad_short": options.corpus.pad_short,
+        "window": options.windowing.window,
+        "context": options.windowing.context,
     }
     return Header(fingerprint, f"{options.shard.index}/{options.shard.count}", finished=False)
 
@@ -220,7 +224,7 @@ def _unfinished(
             summary.recalled += 1
         else:
             stamps[position] = Stamp.of(path, options.hash) or Stamp(0, 0)
-            yield Input(position, path, index)
+            yield Input(position, path)
         position += 1
 
 
@@ -233,7 +237,7 @@ def _record(
             failures.add(result)
             summary.failed += 1
         else:
-            spool.add(item.position, item.index, stamp, result)
+            spool.add(item.position, stamp, result)
             summary.embedded += 1
             summary.audio_seconds += result.duration
     summary.samples += finished.samples
@@ -242,8 +246,6 @@ def _record(
 
 def _restore(spool: Spool, header: Header, options: RunOptions) -> None:
     """Take a complete output's values back into the record, to add to them."""
-    from w2v_runtime.stores import read_values
-
     shapes = (entry.shape for entry in read_entries(spool.journal_path))
     spool.restore(header, read_values(options.output, options.format, shapes))
 

@@ -22,11 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import OutputError
+from w2v_runtime.inputs import Shard
 from w2v_runtime.results import Embedding
 
 JOURNAL_SUFFIX: Final = ".journal.jsonl"
 VALUES_SUFFIX: Final = ".values"
 _ABSENT: Final = -1
+#: Results beyond this size (hours of frames) are mapped, not read.
+_MAPPED_BYTES: Final = 64 * 2**20
 
 Values = npt.NDArray[np.float32]
 
@@ -155,6 +158,7 @@ class Spool:
         A torn last line is dropped. Where the output is complete, its values are missed until :meth:`restore`.
         """
         self.journal_path, self.values_path = beside(output, JOURNAL_SUFFIX), beside(output, VALUES_SUFFIX)
+        self._shard = Shard.of(header.shard)
         self._lines: list[tuple[int, Entry]] = []
         self._at = array("q")  # where each input's line stands in the journal, by position among the inputs
         self._known: dict[int, int] = {}  # path's key → row of the four arrays below, for resuming
@@ -235,20 +239,20 @@ class Spool:
         self._place(position, at, rows)
         return True
 
-    def add(self, position: int, index: int, stamp: Stamp, embedding: Embedding) -> None:
+    def add(self, position: int, stamp: Stamp, embedding: Embedding) -> None:
         """Record a finished input at its position in the output; :meth:`flush` makes it last."""
         values = np.ascontiguousarray(embedding.values, np.float32)
         entry = Entry(
             embedding.path,
             stamp,
-            index,
+            self._index(position),
             self._values.tell(),
             values.shape,
             embedding.duration,
             None if embedding.logits is None else tuple(float(value) for value in embedding.logits),
             embedding.warnings,
         )
-        self._values.write(values.tobytes())
+        self._values.write(values.reshape(-1).data)
         self._lines.append((position, entry))
 
     def flush(self) -> None:
@@ -278,15 +282,25 @@ class Spool:
             raise OutputError(f"{self.journal_path} was changed while it was in use; start again with --overwrite.")
         return entry
 
+    def _index(self, position: int) -> int:
+        """The place among all shards' inputs of this shard's input at ``position``: shards take turns."""
+        return position * self._shard.count + self._shard.index - 1
+
     def entries(self) -> Iterator[Entry]:
-        """Finished inputs in the order of the inputs."""
-        return (self._entry(at) for at in self._at if at != _ABSENT)
+        """Finished inputs in the order of the inputs, numbered as they are now: earlier runs may have had others."""
+        for position, at in enumerate(self._at):
+            if at != _ABSENT:
+                yield dataclasses.replace(self._entry(at), index=self._index(position))
 
     def embeddings(self) -> Iterator[Embedding]:
         """Results in the order of the inputs."""
         descriptor = self._values.fileno()
         for entry in self.entries():
-            values = np.frombuffer(os.pread(descriptor, entry.size, entry.offset or 0), np.float32)
+            offset = entry.offset or 0
+            if entry.size > _MAPPED_BYTES:
+                values: Values = np.memmap(self.values_path, np.float32, "r", offset, (entry.size // 4,))
+            else:
+                values = np.frombuffer(os.pread(descriptor, entry.size, offset), np.float32)
             yield entry.embedding(values)
 
     def finish(self, header: Header) -> None:

@@ -9,6 +9,7 @@ holds all inputs (:func:`w2v_runtime.stores.tree.mirrored`).
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -90,5 +91,7 @@ def read_metadata(path: Path) -> Metadata:
 def _read_array(path: Path, shape: Shape) -> Values:
     with path.open("rb") as file:
         check_array(np.dtype("<f4"), read_header(file), shape)
-        data = file.read()
-    return np.frombuffer(data, "<f4").reshape(shape)
+        values = np.fromfile(file, "<f4", math.prod(shape))
+        if file.read(1):
+            raise ValueError(f"{path} holds more than its header says")
+    return values.reshape(shape)
