@@ -148,10 +148,10 @@ def _run(
 
 
 def _summary_line(summary: Summary, options: RunOptions) -> str:
-    hours, wall = summary.audio_seconds / 3600, max(summary.wall_seconds, 1e-9)
+    audio, wall = summary.audio_seconds, max(summary.wall_seconds, 1e-9)
     parts = [
         f"{summary.embedded} files embedded",
-        f"{hours:.2f} h of audio in {wall:.1f} s ({summary.audio_seconds / wall:.1f} × real time)",
+        f"{_duration(audio)} of audio in {_duration(wall)} ({audio / wall:.1f} × real time)",
         f"padding {summary.padding:.1%}",
         f"engine busy {summary.engine_seconds / wall:.0%}",
     ]
@@ -162,6 +162,10 @@ def _summary_line(summary: Summary, options: RunOptions) -> str:
         parts.append(f"{summary.failed} failed{where}")
     place = "" if options.format == "stdout" else f" → {options.output}"
     return ", ".join(parts) + place
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds:.1f} s"
 
 
 class Sources:
