@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,7 @@ def embed(
     """Embed recordings with an exported wav2vec 2.0 model."""
     with terminal.command(NAME):
         from w2v_runtime.corpus import CorpusOptions
-        from w2v_runtime.inputs import Shard
+        from w2v_runtime.inputs import Shard, check_list
         from w2v_runtime.long import Windowing
         from w2v_runtime.results import Request
         from w2v_runtime.run import RunOptions
@@ -85,6 +86,8 @@ def embed(
             raise RefusedError("nothing to embed: name audio files or folders, or give --files-from.")
         if threads is not None and threads < 1:
             raise RefusedError(f"threads must be at least 1, not {threads}.")
+        if files_from is not None:
+            check_list(files_from)
         if resume and overwrite:
             raise RefusedError("--resume and --overwrite exclude each other.")
         options = RunOptions(
@@ -130,6 +133,7 @@ def _run(
     from w2v_runtime.lock import locked
     from w2v_runtime.progress import shown
     from w2v_runtime.run import check_output, header_of, run, stream
+    from w2v_runtime.stores import check_output as check_place
 
     bundle = library.find(model)
     bundle.precision(precision)
@@ -138,6 +142,7 @@ def _run(
     if options.format == "stdout":
         embedder = Embedder(bundle, device, precision, threads, options.windowing)
         return stream(embedder, sources, options)
+    check_place(options.output, options.format, overwrite=True)
     header = header_of(bundle, precision, options)
     with locked(options.output):
         check_output(options, header)
@@ -169,11 +174,11 @@ def _duration(seconds: float) -> str:
 
 
 class Sources:
-    """The inputs that the command line names, as often as they are asked for; standard input only once."""
+    """The inputs that the command line names, as often as they are asked for; a list from a pipe only once."""
 
     def __init__(self, arguments: list[str], files_from: str | None, null: bool) -> None:
         self._arguments, self._files_from, self._null = arguments, files_from, null
-        self.once = files_from == "-"
+        self.once = files_from is not None and not os.path.isfile(files_from)
 
     def __iter__(self) -> Iterator[str]:
         from w2v_runtime.inputs import list_inputs

@@ -15,20 +15,10 @@ _SUFFIXES: Final = (
     *(".wav", ".wave", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"),
     *(".au", ".snd", ".sph", ".caf", ".m4a", ".aac", ".amr"),
 )
-#: First bytes of audio files, whatever their name: (offset, bytes).
-_MAGIC: Final = (
-    (0, b"RIFF"),
-    (0, b"RIFX"),
-    (0, b"RF64"),
-    (0, b"riff\x2e\x91\xcf\x11"),
-    (0, b"fLaC"),
-    (0, b"OggS"),
-    (0, b"ID3"),
-    (0, b"FORM"),
-    (0, b".snd"),
-    (0, b"NIST_1A"),
-    (0, b"caff"),
-)
+#: First bytes of audio files, whatever their name.
+_MAGIC: Final = (b"RF64", b"riff\x2e\x91\xcf\x11", b"fLaC", b"OggS", b"ID3", b".snd", b"NIST_1A", b"caff")
+#: First bytes of containers that hold other things too, such as pictures, and what bytes 8 to 12 say of audio.
+_CONTAINERS: Final = {b"RIFF": (b"WAVE",), b"RIFX": (b"WAVE",), b"FORM": (b"AIFF", b"AIFC")}
 _READ_BYTES: Final = 1 << 16
 
 
@@ -114,7 +104,22 @@ def _is_audio(entry: os.DirEntry[str]) -> bool:
             head = file.read(16)
     except OSError:
         return False
-    return any(head[offset : offset + len(magic)] == magic for offset, magic in _MAGIC)
+    return head.startswith(_MAGIC) or head[8:12] in _CONTAINERS.get(head[:4], ())
+
+
+def check_list(name: str) -> None:
+    """Refuse a list that cannot be read, without reading any of it: it may be a pipe.
+
+    Raises:
+        RefusedError: it is missing, a folder, or not readable.
+    """
+    if name == "-":
+        return
+    reason = None if os.access(name, os.R_OK) else "permission denied" if os.path.exists(name) else "no such file"
+    if os.path.isdir(name):
+        reason = "it is a folder; name it as an input to search it"
+    if reason:
+        raise RefusedError(f"the list {name} cannot be read: {reason}.")
 
 
 def _read_list(name: str, separator: bytes) -> Iterator[str]:

@@ -31,8 +31,9 @@ def locked(output: Path) -> Iterator[None]:
         OutputError: another run holds it, or the folder cannot be written.
     """
     path = output.with_name(output.name + LOCK_SUFFIX)
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
     try:
-        _acquire(path)
+        _acquire(path, me)
     except OutputError:
         raise
     except OSError as error:
@@ -45,11 +46,11 @@ def locked(output: Path) -> Iterator[None]:
     finally:
         released.set()
         keeper.join()
-        path.unlink(missing_ok=True)
+        if _holder(path) == me:
+            path.unlink(missing_ok=True)
 
 
-def _acquire(path: Path) -> None:
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+def _acquire(path: Path, me: dict[str, Any]) -> None:
     for _ in range(2):
         try:
             _create(path, json.dumps(me))
@@ -62,19 +63,15 @@ def _acquire(path: Path) -> None:
                     f"{holder.get('host')}. Wait for it, or choose another --output "
                     f"(if that run is gone, remove {path})."
                 ) from None
-            # Renaming succeeds for one process only, so two runs cannot both take a stale lock away.
-            with contextlib.suppress(FileNotFoundError):
-                aside = path.with_name(f"{path.name}.{me['host']}.{me['pid']}")
-                path.rename(aside)
-                aside.unlink()
+            _remove(path, holder)
     raise OutputError(f"{path} is being taken by another run; try again.")
 
 
 def _create(path: Path, text: str) -> None:
     """Create a file with its content in one step, failing if it exists: a link to a written file."""
     draft = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.new")
-    draft.write_text(text)
     try:
+        draft.write_text(text)
         os.link(draft, path)
     except FileExistsError:
         raise
@@ -82,7 +79,18 @@ def _create(path: Path, text: str) -> None:
         with path.open("x") as file:
             file.write(text)
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
+
+
+def _remove(path: Path, stale: dict[str, Any]) -> None:
+    """Remove a stale lock. Of two runs that find one, the slower may catch the other's new lock: it puts that back."""
+    aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        if _holder(aside) == stale:
+            aside.unlink()
+        else:
+            aside.rename(path)
 
 
 def _holder(path: Path) -> dict[str, Any]:

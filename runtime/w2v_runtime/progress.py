@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from w2v_models.errors import W2VError
 from w2v_runtime.inputs import Shard
 
 if TYPE_CHECKING:
@@ -47,5 +48,8 @@ def shown(inputs: Iterable[str], shard: Shard, hidden: bool) -> Iterator[Progres
         yield update
 
 
-def _count(inputs: Iterable[str], shard: Shard) -> int:
-    return sum(shard.holds(index) for index, _ in enumerate(inputs))
+def _count(inputs: Iterable[str], shard: Shard) -> int | None:
+    try:
+        return sum(shard.holds(index) for index, _ in enumerate(inputs))
+    except W2VError:
+        return None  # the run itself says what is wrong with them

@@ -8,26 +8,25 @@ import importlib.metadata
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 from w2v_models.bundle import Bundle
-from w2v_models.errors import OutputError
+from w2v_models.errors import OutputError, W2VError
 from w2v_runtime.corpus import CorpusOptions, Finished, Input, embed_inputs, embed_paths
 from w2v_runtime.embedder import Embedder
 from w2v_runtime.inputs import ALL, Shard
 from w2v_runtime.long import DEFAULT_WINDOWING, Windowing
 from w2v_runtime.results import Embedding, Failure, Request
-from w2v_runtime.spool import JOURNAL_SUFFIX, VALUES_SUFFIX, Header, Spool, Stamp, beside, read_entries
+from w2v_runtime.spool import JOURNAL_SUFFIX, VALUES_SUFFIX, Header, Spool, Stamp, beside, exists, read_entries
 from w2v_runtime.stores import Layout, OutputFormat, open_store, read_values, write_lines
+from w2v_runtime.stores.pending import check_file
 from w2v_runtime.terminal import say
 
 STDOUT: Final = "stdout"
 FAILURES_SUFFIX: Final = ".failures.jsonl"
-#: Results are brought to the disk at least this often, in seconds.
-_FLUSH_SECONDS: Final = 2.0
 
 
 @dataclass
@@ -98,16 +97,16 @@ def check_output(options: RunOptions, header: Header) -> None:
     """
     journal = beside(options.output, JOURNAL_SUFFIX)
     unfinished = beside(options.output, VALUES_SUFFIX).exists()
-    exists = options.output.exists() and not (
-        options.format == "npy" and options.output.is_dir() and not any(options.output.iterdir())
-    )
+    there = exists(options.output)
+    if options.failures_path is not None:
+        check_file(options.failures_path, overwrite=True)
     if options.resume:
         earlier = Header.read(journal)
-        if earlier is None and exists:
+        if earlier is None and there:
             raise OutputError(f"{options.output} has no journal to resume from; replace it with --overwrite.")
         if earlier is not None:
             _refuse_other(options.output, earlier, header)
-    elif not options.overwrite and exists:
+    elif not options.overwrite and there:
         raise OutputError(f"{options.output} exists; continue it with --resume or replace it with --overwrite.")
     elif not options.overwrite and unfinished:
         raise OutputError(
@@ -162,31 +161,51 @@ def run(
     """Embed every input that is not finished yet and write the output. The caller holds the output's lock.
 
     Raises:
-        OutputError, OSError: the output cannot be written; what is finished stays resumable.
+        W2VError: the output cannot be written; what is finished stays resumable.
     """
     summary, start, busy = Summary(), time.monotonic(), embedder.engine.busy_seconds
-    stamps: dict[int, Stamp] = {}
-    with contextlib.closing(Spool(options.output, header, options.resume)) as spool, _FailureLog(options) as failures:
-        flushed = start
-        for finished in embed_inputs(
-            embedder, _unfinished(inputs, options, spool, stamps, summary), options.request, options.corpus
-        ):
-            if spool.complete:
-                _restore(spool, header, options)
-            _record(finished, spool, stamps, failures, summary)
-            if time.monotonic() - flushed > _FLUSH_SECONDS:
-                spool.flush()
-                flushed = time.monotonic()
-            progress(summary)
-        if not spool.unchanged:
-            if spool.complete:
-                _restore(spool, header, options)
-            spool.flush()
-            _write_output(embedder, spool, options)
-        spool.finish(header)
+    try:
+        with contextlib.closing(Spool(options.output, header, options.resume)) as spool:
+            _embed_rest(embedder, inputs, options, header, spool, summary, progress)
+            if not spool.unchanged:
+                if spool.complete:
+                    _restore(spool, header, options)
+                _write_output(embedder, spool, options)
+            spool.finish(header)
+    except OSError as error:
+        raise W2VError(
+            f"{error.filename or options.output} cannot be written: {error.strerror or error}. "
+            "What is finished is kept: make room and repeat the command with --resume."
+        ) from error
     summary.wall_seconds = time.monotonic() - start
     summary.engine_seconds = embedder.engine.busy_seconds - busy
     return summary
+
+
+def _embed_rest(
+    embedder: Embedder,
+    inputs: Iterable[str],
+    options: RunOptions,
+    header: Header,
+    spool: Spool,
+    summary: Summary,
+    progress: Callable[[Summary], None],
+) -> None:
+    """Embed what is not finished. Every batch is brought to the disk, so that a killed run loses no more than one."""
+    stamps: dict[int, Stamp] = {}
+    rest = _unfinished(inputs, options, spool, stamps, summary)
+    with _FailureLog(options) as failures, contextlib.closing(_batches(embedder, rest, options)) as batches:
+        for finished in batches:
+            if spool.complete:
+                _restore(spool, header, options)
+            _record(finished, spool, stamps, failures, summary)
+            spool.flush()
+            progress(summary)
+
+
+def _batches(embedder: Embedder, inputs: Iterator[Input], options: RunOptions) -> Generator[Finished, None, None]:
+    """The batches of a run; closed, as by an interrupt between two of them, it stops the one in the engine."""
+    yield from embed_inputs(embedder, inputs, options.request, options.corpus)
 
 
 def stream(embedder: Embedder, inputs: Iterable[str], options: RunOptions) -> Summary:

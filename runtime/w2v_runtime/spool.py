@@ -27,6 +27,7 @@ from w2v_runtime.results import Embedding
 
 JOURNAL_SUFFIX: Final = ".journal.jsonl"
 VALUES_SUFFIX: Final = ".values"
+_NEW_SUFFIX: Final = ".new"
 _ABSENT: Final = -1
 #: Results beyond this size (hours of frames) are mapped, not read.
 _MAPPED_BYTES: Final = 64 * 2**20
@@ -37,6 +38,11 @@ Values = npt.NDArray[np.float32]
 def beside(output: Path, suffix: str) -> Path:
     """A file of the run's own next to its output: ``out.npz`` → ``out.npz.journal.jsonl``."""
     return output.with_name(output.name + suffix)
+
+
+def exists(output: Path) -> bool:
+    """Whether there is an output. An empty folder is none."""
+    return any(output.iterdir()) if output.is_dir() else output.exists()
 
 
 @dataclass(frozen=True)
@@ -165,8 +171,8 @@ class Spool:
         self._earlier = array("q"), array("q"), array("q"), array("q")  # line's place, rows, size, time
         self.count = self.rows = 0
         before = Header.read(self.journal_path) if resume else None
-        self.complete = before is not None and before.finished
-        if before is not None and (self.complete or self.values_path.exists()):
+        self.complete = before is not None and before.finished and exists(output)
+        if self.complete or (before is not None and not before.finished and self.values_path.exists()):
             self._values = self.values_path.open("w+b" if self.complete else "r+b")
             self._journal = self.journal_path.open("r+b")
             self._load()
@@ -206,7 +212,7 @@ class Spool:
         """Take the values of a complete output back, so that it can be continued: one array for each journal line."""
         entries = list(read_entries(self.journal_path))
         moved: dict[int, int] = {}
-        temporary = self.journal_path.with_name(f".{self.journal_path.name}.{os.getpid()}")
+        temporary = beside(self.journal_path, _NEW_SUFFIX)
         with temporary.open("wb") as journal:
             journal.write(_line(dataclasses.asdict(header)))
             for old, entry, array_ in zip(self._earlier[0], entries, values, strict=True):
@@ -311,13 +317,15 @@ class Spool:
 
     def close(self) -> None:
         """Close the files and leave them for a later ``--resume``."""
-        self._journal.close()
-        self._values.close()
+        try:
+            self._values.close()
+        finally:
+            self._journal.close()
 
 
 def write_journal(path: Path, header: Header, entries: Iterable[Entry]) -> None:
     """Write the journal of a complete output in one go; its i-th entry is the output's i-th result."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = beside(path, _NEW_SUFFIX)
     with temporary.open("wb") as file:
         file.write(_line(dataclasses.asdict(dataclasses.replace(header, finished=True))))
         file.writelines(dataclasses.replace(entry, offset=None).to_line() for entry in entries)

@@ -1,0 +1,148 @@
+"""One run at a time on an output: who holds its lock, and when a lock that was left behind gives way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from commands import embed, finish, left_beside, recorded, start, wait_for, write_corpus
+from w2v_models.errors import OutputError
+from w2v_runtime import lock
+from w2v_runtime.lock import locked
+
+
+def write_lock(output, **holder):
+    """A lock as another process would have left it."""
+    path = output.with_name(output.name + ".lock")
+    path.write_text(json.dumps(holder))
+    return path
+
+
+def test_the_second_of_two_runs_on_an_output_is_refused(bundles, tmp_path):
+    """Exit 2 with the process that holds it; the first goes on and completes."""
+    corpus, output = write_corpus(tmp_path / "corpus", 30), tmp_path / "out.npz"
+    arguments = (corpus, "-m", bundles("base"), "-o", output, "--batch-seconds", "3")
+    first = start(*arguments)
+    wait_for(lambda: len(recorded(output)) > 0, first)
+    first.send_signal(signal.SIGSTOP)
+    for choice in ("--resume", "--overwrite"):
+        code, errors = embed(*arguments, choice)
+        assert code == 2
+        assert f"process {first.pid} on {socket.gethostname()}" in errors
+    first.send_signal(signal.SIGCONT)
+    assert finish(first)[0] == 0
+    assert left_beside(output) == ["out.npz", "out.npz.journal.jsonl"]
+
+
+def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
+    """A lock whose process is gone, or whose number another process has now, gives way at once."""
+    output = tmp_path / "out.npz"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"""
+import pathlib, time
+from w2v_runtime.lock import locked
+with locked(pathlib.Path({str(output)!r})):
+    time.sleep(60)
+"""]
+    )  # fmt: skip
+    wait_for((tmp_path / "out.npz.lock").exists, process)
+    with pytest.raises(OutputError, match=f"process {process.pid} "), locked(output):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=10)
+    with locked(output):
+        assert json.loads((tmp_path / "out.npz.lock").read_text())["pid"] == os.getpid()
+    write_lock(output, host=socket.gethostname(), pid=os.getpid(), started="1")
+    with locked(output):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_another_host_gives_way_when_it_is_old(tmp_path):
+    """Its process cannot be asked for, so its age decides: it is touched as long as it is held."""
+    path = write_lock(tmp_path / "out.npz", host="elsewhere", pid=1, started="1")
+    with pytest.raises(OutputError, match="process 1 on elsewhere"), locked(tmp_path / "out.npz"):
+        pass
+    hour_ago = time.time() - 3600
+    os.utime(path, (hour_ago, hour_ago))
+    with locked(tmp_path / "out.npz"):
+        assert json.loads(path.read_text())["host"] == socket.gethostname()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_a_damaged_lock_is_judged_by_its_age(tmp_path, content):
+    """It says nothing of its holder, so it is respected while it is fresh."""
+    path = tmp_path / "out.npz.lock"
+    path.write_text(content)
+    with pytest.raises(OutputError, match=r"remove .*out\.npz\.lock"), locked(tmp_path / "out.npz"):
+        pass
+    os.utime(path, (0, 0))
+    with locked(tmp_path / "out.npz"):
+        pass
+
+
+def test_a_held_lock_is_touched(tmp_path, monkeypatch):
+    """Other hosts see by its time that it is held."""
+    monkeypatch.setattr(lock, "_TOUCH_SECONDS", 0.01)
+    path = tmp_path / "out.npz.lock"
+    with locked(tmp_path / "out.npz"):
+        os.utime(path, (0, 0))
+        deadline = time.monotonic() + 5
+        while path.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert time.time() - path.stat().st_mtime < 60
+
+
+def test_a_lock_that_was_taken_over_is_left_to_its_new_holder(tmp_path):
+    """A run that slept so long that another took over its output does not remove the other's lock."""
+    path = tmp_path / "out.npz.lock"
+    with locked(tmp_path / "out.npz"):
+        write_lock(tmp_path / "out.npz", host="elsewhere", pid=1, started="1")
+    assert json.loads(path.read_text())["host"] == "elsewhere"
+
+
+def test_the_slower_of_two_that_take_a_stale_lock_over_yields(tmp_path, monkeypatch):
+    """It finds the faster one's lock in place of the stale one, and puts it back."""
+    path = write_lock(tmp_path / "out.npz", host="elsewhere", pid=1, started="1")
+    os.utime(path, (0, 0))
+    is_stale = lock._is_stale
+
+    def overtaken(path, holder):
+        """Judge the stale lock, then let another run take it over."""
+        judgement = is_stale(path, holder)
+        if judgement:
+            write_lock(tmp_path / "out.npz", host="faster", pid=2, started="2")
+        return judgement
+
+    monkeypatch.setattr(lock, "_is_stale", overtaken)
+    with pytest.raises(OutputError, match="process 2 on faster"), locked(tmp_path / "out.npz"):
+        pass
+    assert json.loads(path.read_text())["host"] == "faster"
+
+
+def test_one_of_many_takes_a_stale_lock_over(tmp_path):
+    """Processes that start together on an output with a stale lock: never two at a time."""
+    code = f"""
+import pathlib, time
+from w2v_models.errors import OutputError
+from w2v_runtime.lock import locked
+inside = pathlib.Path({str(tmp_path)!r}) / "inside"
+for attempt in range(200):
+    try:
+        with locked(inside.with_name("out.npz")):
+            inside.touch(exist_ok=False)
+            time.sleep(0.001)
+            inside.unlink()
+    except OutputError:
+        time.sleep(0.001)
+"""
+    write_lock(tmp_path / "out.npz", host=socket.gethostname(), pid=2**22 + 1, started="1")
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
+    assert [process.wait(timeout=60) for process in processes] == [0] * 4
