@@ -50,13 +50,17 @@ def uninterrupted(bundles, corpus, tmp_path_factory):
 
 
 def logged(log: Path) -> str:
-    """Code that makes a process append the names of each batch that it has embedded to ``log``."""
+    """Code that makes a process append the names of each batch that it has embedded to ``log``.
+
+    Each batch takes a tenth of a second longer, so that kills fall into the run on any machine.
+    """
     return f"""
-import json, os
+import json, os, time
 from w2v_runtime.embedder import Embedder
 embed_batch = Embedder.embed_batch
 def logged(self, paths, *arguments):
     results = embed_batch(self, paths, *arguments)
+    time.sleep(0.1)
     with open({str(log)!r}, "ab", buffering=0) as file:
         file.write(json.dumps(paths).encode() + b"\\n")
     return results

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator
@@ -91,7 +92,7 @@ class Entry:
     @property
     def size(self) -> int:
         """Size of the values."""
-        return 4 * int(np.prod(self.shape))
+        return 4 * math.prod(self.shape)
 
     @property
     def rows(self) -> int:
@@ -104,7 +105,8 @@ class Entry:
         return Embedding(self.path, values.reshape(self.shape), self.duration, logits, self.warnings)
 
     def to_line(self) -> bytes:
-        return _line(dataclasses.asdict(self))
+        # Not dataclasses.asdict, which copies every value in depth: journals have a line for each of many inputs.
+        return _line(vars(self) | {"stamp": vars(self.stamp)})
 
     @classmethod
     def parse(cls, line: bytes) -> Entry | None:
@@ -184,20 +186,23 @@ class Spool:
 
     def _load(self) -> None:
         available, values_end = self.values_path.stat().st_size, 0
+        known, (places, rows, sizes, times) = self._known, self._earlier
         self._journal.seek(0)
         end = len(self._journal.readline())
         for line in self._journal:
-            entry = Entry.parse(line)
-            if entry is None:
+            data = _parse(line)  # no Entry: of a hundred thousand lines, few are looked at again
+            if data is None:
                 break
             if not self.complete:
-                if entry.offset is None or entry.offset + entry.size > available:
+                stop = (data["offset"] or 0) + 4 * math.prod(data["shape"])
+                if data["offset"] is None or stop > available:
                     break
-                values_end = max(values_end, entry.offset + entry.size)
-            self._known[_key(entry.path)] = len(self._earlier[0])
-            row = (end, entry.rows, entry.stamp.size, entry.stamp.mtime_ns)
-            for column, value in zip(self._earlier, row, strict=True):
-                column.append(value)
+                values_end = max(values_end, stop)
+            known[_key(data["path"])] = len(places)
+            places.append(end)
+            rows.append(data["shape"][0])
+            sizes.append(data["stamp"]["size"])
+            times.append(data["stamp"]["mtime_ns"])
             end += len(line)
         for file, size in ((self._journal, end), (self._values, values_end)):
             file.truncate(size)
@@ -238,11 +243,11 @@ class Spool:
         if row == _ABSENT:
             return False
         now = Stamp.of(path, content)
-        at, rows, size, mtime_ns = (column[row] for column in self._earlier)
-        before = self._entry(at).stamp if content else Stamp(size, mtime_ns)
+        places, rows, sizes, times = self._earlier
+        before = self._entry(places[row]).stamp if content else Stamp(sizes[row], times[row])
         if now is None or not before.same(now):
             return False
-        self._place(position, at, rows)
+        self._place(position, places[row], rows[row])
         return True
 
     def add(self, position: int, stamp: Stamp, embedding: Embedding) -> None:
@@ -311,7 +316,8 @@ class Spool:
 
     def finish(self, header: Header) -> None:
         """Leave only the journal, rewritten in the output's order: the values are in the output now."""
-        write_journal(self.journal_path, header, self.entries())
+        if not self.unchanged:
+            write_journal(self.journal_path, header, self.entries())
         self.close()
         self.values_path.unlink()
 
