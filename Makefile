@@ -1,11 +1,11 @@
-# Verbs for people: demo, test, lint. Everything they need is installed into .venv here.
+# Verbs for people: demo, test, lint; test-full and bench take long. What they need is installed into .venv here.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL := facebook/wav2vec2-base-960h
 DEMO := .demo
 
-.PHONY: demo test test-full lint clean
+.PHONY: demo test test-full bench lint clean
 
 # Export the base model (with random weights where the hub cannot be reached) and embed the sample recordings.
 demo: $(VENV)/.installed
@@ -21,6 +21,11 @@ test: $(VENV)/.installed $(VENV)-runtime/.installed
 # Every variant at its true size, about half an hour and 10 GB of memory.
 test-full: $(VENV)/.installed
 	$(BIN)/python -m pytest -s tests/full_size
+
+# Figures for benchmarks/results, about an hour and a half; run nothing beside it.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/corpus.py all
+	$(BIN)/python benchmarks/windows.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

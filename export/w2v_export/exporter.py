@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ from w2v_models.manifest import FORMAT_VERSION, Manifest, PrecisionRecord
 from w2v_models.parity import ParityRow
 from w2v_runtime import library
 from w2v_runtime.embedder import Embedder
-from w2v_runtime.engine import check_installation
+from w2v_runtime.engine import check_installation, installed_version
 from w2v_runtime.parity import Reference, compare, save_references
 
 REFERENCE: Final = "reference.npz"
@@ -119,7 +118,7 @@ def write_bundle(checkpoint: Checkpoint, references: Sequence[Reference], folder
             },
             reference=record(folder, folder / REFERENCE),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            packages={name: version for name in _PACKAGES if (version := _version(name))},
+            packages={name: version for name in _PACKAGES if (version := installed_version(name))},
         ),
     )
 
@@ -169,10 +168,3 @@ def _replacing(folder: Path) -> Iterator[Path]:
             staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

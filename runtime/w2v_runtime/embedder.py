@@ -17,7 +17,7 @@ from w2v_runtime import library
 from w2v_runtime.audio import Audio, from_array, open_audio
 from w2v_runtime.batching import pad
 from w2v_runtime.engine import Engine, open_engine
-from w2v_runtime.long import DEFAULT_WINDOWING, HeldStream, Windowing, embed_long
+from w2v_runtime.long import DEFAULT_WINDOWING, HeldStream, OpenStream, Windowing, embed_long
 from w2v_runtime.pooling import pool
 from w2v_runtime.results import LAST_LAYER, Embedding, Failure, FrameTimes, Request
 
@@ -114,7 +114,7 @@ class Embedder:
             )
         array = from_array(audio[0], audio[1], self.sample_rate, channel)
         if len(array.samples) > self.windowing.whole_samples(self.sample_rate):
-            return embed_long(self, "", lambda: contextlib.nullcontext(HeldStream(array)), request)
+            return self._embed_long("", lambda: contextlib.nullcontext(HeldStream(array)), request)
         return self.embed_batch([""], [self._long_enough(array, pad_short)], request)[0]
 
     def embed_files(
@@ -165,7 +165,10 @@ class Embedder:
         Raises:
             AudioError: it cannot be read, or changed while it was read.
         """
-        return embed_long(self, path, lambda: open_audio(path, self.sample_rate, channel), request)
+        return self._embed_long(path, lambda: open_audio(path, self.sample_rate, channel), request)
+
+    def _embed_long(self, path: str, open_stream: OpenStream, request: Request) -> Embedding:
+        return embed_long(self.engine, self.manifest, self.windowing, path, open_stream, request)
 
     def embed_batch(self, paths: Sequence[str], audios: Sequence[Audio], request: Request) -> list[Embedding]:
         """Embed prepared audio as one batch."""

@@ -72,7 +72,7 @@ def check_installation() -> None:
     Raises:
         EngineError: with the command that mends it.
     """
-    installed = [name for name in _WHEELS if _is_installed(name)]
+    installed = [name for name in _WHEELS if installed_version(name)]
     if len(installed) > 1:
         keep = "gpu" if "onnxruntime-gpu" in installed else "cpu"
         raise EngineError(
@@ -92,12 +92,12 @@ def check_installation() -> None:
         )
 
 
-def _is_installed(distribution: str) -> bool:
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed package, None where it is not installed."""
     try:
-        importlib.metadata.version(distribution)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _providers(device: str) -> list[tuple[str, dict[str, str]]]:

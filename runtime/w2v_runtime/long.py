@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import AudioError, RefusedError
-from w2v_models.manifest import EMBEDDING, LAST_HIDDEN_STATE, LENGTHS, LOGITS, MOMENTS, WAVEFORM, ConvStack
+from w2v_models.manifest import EMBEDDING, LAST_HIDDEN_STATE, LENGTHS, LOGITS, MOMENTS, WAVEFORM, ConvStack, Manifest
 from w2v_runtime.moments import Moments
 from w2v_runtime.pooling import RunningPool
 from w2v_runtime.results import Embedding, Request
 
 if TYPE_CHECKING:
     from w2v_runtime.audio import Audio
-    from w2v_runtime.embedder import Embedder
+    from w2v_runtime.engine import Engine
 
 Samples = npt.NDArray[np.float32]
 #: Frames of one input beyond this many bytes are kept in a temporary file.
@@ -113,21 +113,24 @@ def plan_windows(samples: int, rate: int, conv: ConvStack, windowing: Windowing)
         yield Window(first, last, begin * conv.stride, (end - 1) * conv.stride + conv.receptive_field, first - begin)
 
 
-def embed_long(embedder: Embedder, path: str, open_stream: OpenStream, request: Request) -> Embedding:
+def embed_long(
+    engine: Engine, manifest: Manifest, windowing: Windowing, path: str, open_stream: OpenStream, request: Request
+) -> Embedding:
     """Embed a recording of any length in two passes over its stream.
 
     Raises:
         AudioError: it cannot be read, or changed between the passes.
         W2VError: the engine failed.
     """
-    moments, architecture = _moments(embedder, open_stream), embedder.manifest.architecture
+    architecture = manifest.architecture
+    moments = _moments(engine, architecture.conv, open_stream)
     frames = architecture.conv.num_frames(moments.samples)
     pooled = RunningPool()
     values = _frame_array(frames, architecture.hidden_size) if request.level == "frame" else None
-    windows = plan_windows(moments.samples, embedder.sample_rate, architecture.conv, embedder.windowing)
+    windows = plan_windows(moments.samples, architecture.sample_rate, architecture.conv, windowing)
     with open_stream() as stream:
         for window, samples in _cut(windows, stream):
-            block = _run(embedder, window, samples, moments.vector())
+            block = _run(engine, window, samples, moments.vector())
             pooled.add(block)
             if values is not None:
                 values[window.first : window.last] = block
@@ -135,18 +138,17 @@ def embed_long(embedder: Embedder, path: str, open_stream: OpenStream, request: 
     if pooled.frames != frames:
         raise AudioError("changed while it was read; embed it again.")
     logits = None
-    if embedder.manifest.head:
+    if manifest.head:
         feeds = {EMBEDDING: pooled.result(("mean",))[None]}
-        logits = embedder.engine.run(feeds, [LOGITS], "head")[0][0]
+        logits = engine.run(feeds, [LOGITS], "head")[0][0]
     return Embedding(path, pooled.result(request.pooling) if values is None else values, duration, logits, warnings)
 
 
-def _moments(embedder: Embedder, open_stream: OpenStream) -> Moments:
-    conv = embedder.manifest.architecture.conv
+def _moments(engine: Engine, conv: ConvStack, open_stream: OpenStream) -> Moments:
     moments = Moments(conv.kernels[0], conv.strides[0])
     with open_stream() as stream:
         for block in stream:
-            if embedder.engine.stopped:
+            if engine.stopped:
                 break
             moments.add(block)
     return moments
@@ -170,9 +172,9 @@ def _cut(windows: Iterable[Window], blocks: Iterable[Samples]) -> Iterator[tuple
         pass
 
 
-def _run(embedder: Embedder, window: Window, samples: Samples, moments: Samples) -> Samples:
+def _run(engine: Engine, window: Window, samples: Samples, moments: Samples) -> Samples:
     feeds = {WAVEFORM: samples[None], LENGTHS: np.array([len(samples)]), MOMENTS: moments[None]}
-    (frames,) = embedder.engine.run(feeds, [LAST_HIDDEN_STATE], "windows")
+    (frames,) = engine.run(feeds, [LAST_HIDDEN_STATE], "windows")
     result: Samples = frames[0, window.skip : window.skip + window.last - window.first]
     return result
 

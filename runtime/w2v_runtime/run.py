@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib.metadata
-import json
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from w2v_models.bundle import Bundle
 from w2v_models.errors import OutputError, W2VError
 from w2v_runtime.corpus import CorpusOptions, Finished, Input, embed_inputs, embed_paths
 from w2v_runtime.embedder import Embedder
+from w2v_runtime.engine import installed_version
+from w2v_runtime.failures import FailureLog
 from w2v_runtime.inputs import ALL, Shard
 from w2v_runtime.long import DEFAULT_WINDOWING, Windowing
 from w2v_runtime.results import Embedding, Failure, Request
 from w2v_runtime.spool import JOURNAL_SUFFIX, VALUES_SUFFIX, Header, Spool, Stamp, beside, exists, read_entries
 from w2v_runtime.stores import Layout, OutputFormat, open_store, read_values, write_lines
 from w2v_runtime.stores.pending import check_file
-from w2v_runtime.terminal import say
 
 STDOUT: Final = "stdout"
 FAILURES_SUFFIX: Final = ".failures.jsonl"
@@ -147,7 +145,7 @@ def metadata(embedder: Embedder, request: Request, corpus: CorpusOptions) -> dic
         "labels": list(embedder.labels),
         "frame_step_seconds": embedder.times.step,
         "frame_width_seconds": embedder.times.width,
-        "packages": {name: version for name in packages if (version := _version(name))},
+        "packages": {name: version for name in packages if (version := installed_version(name))},
     }
 
 
@@ -194,7 +192,10 @@ def _embed_rest(
     """Embed what is not finished. Every batch is brought to the disk, so that a killed run loses no more than one."""
     stamps: dict[int, Stamp] = {}
     rest = _unfinished(inputs, options, spool, stamps, summary)
-    with _FailureLog(options) as failures, contextlib.closing(_batches(embedder, rest, options)) as batches:
+    with (
+        FailureLog(options.failures_path) as failures,
+        contextlib.closing(_batches(embedder, rest, options)) as batches,
+    ):
         for finished in batches:
             if spool.complete:
                 _restore(spool, header, options)
@@ -213,7 +214,7 @@ def stream(embedder: Embedder, inputs: Iterable[str], options: RunOptions) -> Su
     summary, start = Summary(), time.monotonic()
     chosen = (path for index, path in enumerate(inputs) if options.shard.holds(index))
     results = embed_paths(embedder, chosen, options.request, options.corpus)
-    with _FailureLog(options) as failures:
+    with FailureLog(options.failures_path) as failures:
 
         def embedded() -> Iterator[Embedding]:
             for result in results:
@@ -247,9 +248,7 @@ def _unfinished(
         position += 1
 
 
-def _record(
-    finished: Finished, spool: Spool, stamps: dict[int, Stamp], failures: _FailureLog, summary: Summary
-) -> None:
+def _record(finished: Finished, spool: Spool, stamps: dict[int, Stamp], failures: FailureLog, summary: Summary) -> None:
     for item, result in finished.results:
         stamp = stamps.pop(item.position)
         if isinstance(result, Failure):
@@ -294,36 +293,3 @@ def _layout(embedder: Embedder, options: RunOptions, count: int, rows: int) -> L
         times=embedder.times,
         metadata=metadata(embedder, request, options.corpus),
     )
-
-
-class _FailureLog:
-    """The failures file: JSON lines, written as they come; there is none where nothing failed."""
-
-    def __init__(self, options: RunOptions) -> None:
-        self._path = options.failures_path
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> _FailureLog:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, failure: Failure) -> None:
-        if self._path is None:
-            say("w2v-embed", f"{failure.path}: {failure.reason}")
-            return
-        if self._file is None:
-            self._file = self._path.open("w", encoding="ascii")
-        self._file.write(json.dumps(dataclasses.asdict(failure)) + "\n")
-        self._file.flush()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
