@@ -2,7 +2,7 @@
 
     python benchmarks/windows.py [BUNDLE]       # default: the base model with seeded weights
 
-The demo's recordings, joined to 80 s, are embedded whole once and then for several windows and contexts.
+The demo's recordings, joined to a minute, are embedded whole once and then for several windows and contexts.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from w2v_runtime.long import Windowing
 from w2v_runtime.pooling import pool
 
 HERE = Path(__file__).resolve().parent
-SECONDS = 80
-CASES = ((5, 0), (5, 1), (10, 1), (10, 5), (20, 5), (30, 0), (30, 1), (30, 5), (30, 10))
+SECONDS = 60
+CASES = ((5, 0), (5, 1), (10, 1), (10, 5), (20, 5), (30, 0), (30, 5))
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -285,3 +285,14 @@ def test_help_is_quick_and_light(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--files-from" in done.stdout
+
+
+def test_the_commands_defaults_are_those_of_python():
+    """Window and context are shown by --help as the Python API has them."""
+    from inspect import signature
+
+    from w2v_runtime.cli import embed
+    from w2v_runtime.long import Windowing
+
+    defaults = {name: parameter.default for name, parameter in signature(embed).parameters.items()}
+    assert Windowing(defaults["window"], defaults["context"]) == Windowing()
