@@ -57,14 +57,12 @@ def test_a_batch_keeps_to_its_budget_and_padding(lengths, budget, waiting):
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 100 * RATE), st.integers(1, 100))
 def test_each_batch_holds_the_input_that_waited_longest(lengths, budget, waiting):
-    """So an input leaves after no more batches than inputs that waited when it came, itself among them."""
-    batches = planned(lengths, budget, waiting)
+    """And none that came later than the pool has room for beside those that have left."""
     left = set[int]()
-    for number, batch in enumerate(batches):
+    for batch in planned(lengths, budget, waiting):
         positions = [position for position, _ in batch]
         assert min(set(range(len(lengths))) - left) in positions
-        # A batch is taken for every input from the ``waiting``-th on, so none overtakes by more than the pool holds.
-        assert max(positions) < number + waiting
+        assert max(positions) < len(left) + waiting
         left.update(positions)
 
 
