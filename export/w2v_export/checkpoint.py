@@ -126,6 +126,8 @@ def download(model: str, revision: str | None, offline: bool) -> tuple[Path, str
     Raises:
         CheckpointError: the id is unknown, or the hub cannot be reached and the cache does not hold it.
     """
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a hub id such as org/name.")
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
@@ -148,8 +150,9 @@ def download(model: str, revision: str | None, offline: bool) -> tuple[Path, str
             f"{model} is neither a folder nor a model on the hub: {_first_line(error)}. Check the name."
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        why = _first_line(error) if isinstance(error, HfHubHTTPError) else "the hub cannot be reached"
         raise CheckpointError(
-            f"{model} cannot be fetched ({_first_line(error)}) and is not in the hub's cache. Give the folder of a "
+            f"{model} cannot be fetched ({why}) and is not in the hub's cache. Give the folder of a "
             "checkpoint, or --random-weights to try things out without the weights."
         ) from None
     return folder, folder.name

@@ -64,10 +64,7 @@ class Bundle:
         """
         if name not in self.manifest.precisions:
             held = ", ".join(self.manifest.precisions)
-            raise BundleError(
-                f"{self.folder} holds no {name} graph, only {held}. "
-                f"Export it with: w2v-export --model {self.manifest.source.model} --precision {name}"
-            )
+            raise BundleError(f"{self.folder} holds no {name} graph; choose a precision that it holds: {held}.")
         return self.manifest.precisions[name]
 
     def check(self, entry: FileRecord) -> Path:

@@ -47,7 +47,7 @@ def embed(
     level: Annotated[str, typer.Option(help="utterance or frame.")] = "utterance",
     pooling: Annotated[str, typer.Option(help="mean, std, min, max, or several with commas.")] = "mean",
     layer: Annotated[str, typer.Option(help="last, or what the bundle holds.")] = "last",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or openvino.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="One that the bundle holds.")] = "fp32",
     batch_seconds: Annotated[
         float | None, typer.Option(help="Padded audio in a batch. [default: by device]", show_default=False)
@@ -105,6 +105,8 @@ def embed(
         sources = Sources(inputs or [], files_from, null)
         summary = _run(options, sources, model, device, precision, threads, quiet, quiet or no_progress)
         if not quiet:
+            for failure in summary.first_failures:
+                terminal.say(NAME, f"failed: {failure.path}: {failure.reason}")
             terminal.say(NAME, _summary_line(summary, options))
     sys.exit(FINISHED_WITH_FAILURES if summary.failed else 0)
 
@@ -154,6 +156,8 @@ def _run(
 
 def _summary_line(summary: Summary, options: RunOptions) -> str:
     audio, wall = summary.audio_seconds, max(summary.wall_seconds, 1e-9)
+    if not summary.embedded + summary.recalled + summary.failed:
+        return "no audio was found in the inputs"
     parts = [
         f"{summary.embedded} files embedded",
         f"{_duration(audio)} of audio in {_duration(wall)} ({audio / wall:.1f} × real time)",

@@ -104,6 +104,8 @@ class Embedder:
         """
         request = Request.of(level, pooling, layer)
         self.check(request)
+        if isinstance(audio, np.ndarray):
+            raise TypeError("a waveform needs its sample rate: embed((waveform, sample_rate)).")
         if not isinstance(audio, tuple):
             path = os.fspath(audio)
             whole = self.read(path, channel, pad_short)

@@ -45,10 +45,12 @@ def find(model: str | os.PathLike[str] | None = None) -> Bundle:
     name = os.fspath(model) if model is not None else os.environ.get("W2V_MODEL")
     if not name:
         return _only_exported()
-    if Path(name).is_dir():
+    if (Path(name) / MANIFEST).is_file():
         return Bundle.open(Path(name))
     if (default_folder(name) / MANIFEST).is_file():
         return Bundle.open(default_folder(name))
+    if Path(name).is_dir():
+        return Bundle.open(Path(name))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BundleError(f"{name} is not a folder; give a bundle folder or the id of an exported model.")
     raise BundleError(f"{name} has not been exported yet. Export it with: w2v-export --model {name}")

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ from w2v_runtime.stores import Layout, OutputFormat, open_store, read_values, wr
 from w2v_runtime.stores.pending import check_file
 
 STDOUT: Final = "stdout"
+#: Failures whose reasons are shown on the terminal, not only listed in the file.
+_SHOWN_FAILURES: Final = 3
 FAILURES_SUFFIX: Final = ".failures.jsonl"
 
 
@@ -39,6 +41,7 @@ class Summary:
     padded_samples: int = 0
     wall_seconds: float = 0.0
     engine_seconds: float = 0.0
+    first_failures: list[Failure] = field(default_factory=list)
 
     @property
     def padding(self) -> float:
@@ -254,6 +257,8 @@ def _record(finished: Finished, spool: Spool, stamps: dict[int, Stamp], failures
         if isinstance(result, Failure):
             failures.add(result)
             summary.failed += 1
+            if len(summary.first_failures) < _SHOWN_FAILURES:
+                summary.first_failures.append(result)
         else:
             spool.add(item.position, stamp, result)
             summary.embedded += 1
