@@ -76,7 +76,12 @@ def test_one_window_is_the_whole(bundles, kind):
     for samples in (400, 5000, 33333):
         audio = from_array(speech(samples / 16000), 16000, 16000)
         windowed = embed_long(
-            embedder, "", lambda audio=audio: contextlib.nullcontext(HeldStream(audio)), Request("frame")
+            embedder.engine,
+            embedder.manifest,
+            embedder.windowing,
+            "",
+            lambda audio=audio: contextlib.nullcontext(HeldStream(audio)),
+            Request("frame"),
         )
         whole = embedder.embed((audio.samples, 16000), level="frame")
         assert np.abs(windowed.values - whole.values).max() <= FRAMES / 5
