@@ -79,8 +79,11 @@ def embed_paths(
 
 def embed_inputs(
     embedder: Embedder, inputs: Iterable[Input], request: Request, options: CorpusOptions
-) -> Iterator[Finished]:
-    """Embed inputs and yield batch after batch, nearly in order. While one batch runs, the next is ready."""
+) -> Generator[Finished, None, None]:
+    """Embed inputs and yield batch after batch, nearly in order. While one batch runs, the next is ready.
+
+    Closed between two of them, as by an interrupt, it stops the one in the engine.
+    """
     embedder.check(request)
     jobs = options.jobs or processors.available()
     with _workers(embedder, jobs) as (decoder, runner):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -197,7 +197,7 @@ def _embed_rest(
     rest = _unfinished(inputs, options, spool, stamps, summary)
     with (
         FailureLog(options.failures_path) as failures,
-        contextlib.closing(_batches(embedder, rest, options)) as batches,
+        contextlib.closing(embed_inputs(embedder, rest, options.request, options.corpus)) as batches,
     ):
         for finished in batches:
             if spool.complete:
@@ -205,11 +205,6 @@ def _embed_rest(
             _record(finished, spool, stamps, failures, summary)
             spool.flush()
             progress(summary)
-
-
-def _batches(embedder: Embedder, inputs: Iterator[Input], options: RunOptions) -> Generator[Finished, None, None]:
-    """The batches of a run; closed, as by an interrupt between two of them, it stops the one in the engine."""
-    yield from embed_inputs(embedder, inputs, options.request, options.corpus)
 
 
 def stream(embedder: Embedder, inputs: Iterable[str], options: RunOptions) -> Summary:
