@@ -157,6 +157,9 @@ def read_entries(journal: Path) -> Iterator[Entry]:
             yield entry
 
 
+_ENTRY_FIELDS: Final = {field.name for field in dataclasses.fields(Entry)}
+
+
 class Spool:
     """The growing record of one run. One thread writes."""
 
@@ -191,7 +194,7 @@ class Spool:
         end = len(self._journal.readline())
         for line in self._journal:
             data = _parse(line)  # no Entry: of a hundred thousand lines, few are looked at again
-            if data is None:
+            if data is None or not data.keys() >= _ENTRY_FIELDS:
                 break
             if not self.complete:
                 stop = (data["offset"] or 0) + 4 * math.prod(data["shape"])
