@@ -9,8 +9,8 @@ import json
 import sys
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+
+from w2v_runtime.tables import Table, width_of
 
 
 def main(path: str) -> None:
@@ -19,16 +19,16 @@ def main(path: str) -> None:
         embeddings, metadata = output["embeddings"], json.loads(str(output["metadata"]))
         unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
         title = f"{metadata['model']}: {len(embeddings)} embeddings of {embeddings.shape[1]} numbers"
-        table = Table("recording", "seconds", "embedding", "cosine with the first", title=title)
+        header, rows = ("recording", "seconds", "embedding", "cosine with first"), []
         for file, seconds, row, cosine in zip(
             output["paths"], output["durations"], embeddings, unit @ unit[0], strict=True
         ):
-            numbers = " ".join(f"{value:+.3f}" for value in row[:4])
-            table.add_row(str(file), f"{seconds:.2f}", f"{numbers} …", f"{cosine:.4f}")
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(table)
+            numbers = " ".join(f"{value:+.3f}" for value in row[:2])
+            rows.append((str(file), f"{seconds:.2f}", f"{numbers} …", f"{cosine:.4f}"))
+    for line in Table(title, header, rows, right=frozenset({1, 3})).lines(width_of(sys.stdout)):
+        print(line)
     if metadata["random_weights"]:
-        console.print("These are seeded random weights: shapes and speed are real, the embeddings mean nothing.")
+        print("These are seeded random weights: shapes and speed are real, the embeddings mean nothing.")
     print(f"Read them with: numpy.load({path!r})['embeddings']")
 
 

@@ -158,9 +158,6 @@ def test_rates_are_bounded(tmp_path: Path, rate: int) -> None:
         (b"#!AMR\n" + bytes(100), "AMR"),
         (b"\x00\x00\x00\x20ftypM4A " + bytes(100), "M4A"),
         (b"OggS\x00\x02" + bytes(22) + b"\x7fFLAC\x01\x00" + bytes(60), "Ogg-FLAC"),
-        (b"This is a note, no sound.\n", "text"),
-        ("Überall Töne, nur nicht hier.\n".encode(), "text"),
-        (b"<!DOCTYPE html>\n<html><body>404</body></html>", "HTML"),
     ],
 )
 def test_unsupported_formats_are_named(tmp_path: Path, content: bytes, name: str) -> None:
@@ -169,6 +166,23 @@ def test_unsupported_formats_are_named(tmp_path: Path, content: bytes, name: str
     assert reason.startswith("unsupported format")
     assert name in reason
     assert "ffmpeg -i IN -ar 16000 -ac 1 OUT.wav" in reason
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"This is a note, no sound.\n", "text"),
+        ("Überall Töne, nur nicht hier.\n".encode(), "text"),
+        (b"<!DOCTYPE html>\n<html><body>404</body></html>", "HTML"),
+        (b"PK\x03\x04" + bytes(100), "ZIP"),
+    ],
+)
+def test_what_is_no_recording_is_named(tmp_path: Path, content: bytes, name: str) -> None:
+    """Text, pages and archives are called by their name; to convert them would be no help."""
+    reason = failure(saved(tmp_path, content))
+    assert reason.startswith("unsupported format")
+    assert name in reason
+    assert "ffmpeg" not in reason
 
 
 def test_unknown_bytes_are_unsupported(tmp_path: Path) -> None:

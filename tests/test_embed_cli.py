@@ -173,6 +173,7 @@ def test_one_frame_is_enough_and_short_audio_can_be_padded(bundles, tmp_path):
     [
         (["--level", "word"], "utterance, frame"),
         (["--pooling", "median"], "mean, std, min, max"),
+        (["--level", "frame", "--pooling", "mean"], "--pooling makes one vector of all frames"),
         (["--layer", "99"], "last"),
         (["--device", "abacus"], "auto, cpu, cuda"),
         (["--precision", "fp8"], "fp32"),
@@ -252,6 +253,92 @@ def test_python_embeds_as_the_command_does(bundles, recordings):
     for result, path in ((first, paths[0]), (last, paths[2])):
         assert result.path == str(path)
         assert np.abs(result.values - embedder.embed(path, level="frame").values).max() <= 2e-5
+
+
+@pytest.mark.parametrize("output", ["out.npz", "out/", "-"])
+def test_inputs_without_audio_are_refused(bundles, tmp_path, output):
+    """Folders and lists that hold no recording: exit 2, the places named, no output, before the model is opened."""
+    places = ("photos", "notes", "more", "yet-more")
+    for place in places:
+        (tmp_path / place).mkdir()
+    (tmp_path / "notes" / "note.txt").write_text("no sound")
+    (tmp_path / "list").write_text("\n\n")
+    before = sorted(tmp_path.iterdir())
+    target = output if output == "-" else f"{tmp_path}/{output}"
+    arguments = ("-m", bundles("base"), "-o", target)
+    for inputs, named in (
+        ([tmp_path / "notes"], f"in {tmp_path / 'notes'};"),
+        ([tmp_path / place for place in places], f"in {', '.join(str(tmp_path / place) for place in places[:3])}, …;"),
+        (["--files-from", tmp_path / "list"], f"in the list {tmp_path / 'list'};"),
+        ([tmp_path / "photos", "--files-from", "-"], f"in {tmp_path / 'photos'}, the list on standard input;"),
+        ([tmp_path / "photos", "--shard", "2/3"], f"in {tmp_path / 'photos'};"),
+    ):
+        done = run(*inputs, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"no audio was found {named}" in done.stderr
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_inputs_without_audio_leave_an_earlier_output(bundles, recordings, tmp_path):
+    """Neither --resume nor --overwrite with an empty folder touches what was embedded before."""
+    output, empty = tmp_path / "o.npz", tmp_path / "empty"
+    empty.mkdir()
+    assert run(recordings, "-m", bundles("base"), "-o", output).returncode == 0
+    before = output.read_bytes(), output.stat().st_mtime_ns
+    for choice in ("--resume", "--overwrite"):
+        assert run(empty, "-m", bundles("base"), "-o", output, choice).returncode == 2
+        assert (output.read_bytes(), output.stat().st_mtime_ns) == before
+
+
+def test_a_shard_may_be_empty(bundles, recordings, tmp_path):
+    """More shards than inputs: exit 0, an output without inputs, and all of them join to the whole."""
+    arguments = (recordings / "a.wav", "-m", bundles("base"), "--shard")
+    full = run(*arguments, "1/2", "-o", tmp_path / "1.npz")
+    empty = run(*arguments, "2/2", "-o", tmp_path / "2.npz")
+    assert (full.returncode, empty.returncode) == (0, 0)
+    assert "1 file embedded, " in full.stderr
+    assert f"nothing to do: shard 2/2 holds none of the inputs → {tmp_path / '2.npz'}\n" in empty.stderr
+    with np.load(tmp_path / "2.npz") as output:
+        assert output["embeddings"].shape == (0, 48)
+    parts = (tmp_path / "1.npz", tmp_path / "2.npz")
+    assert run(*parts, "-o", tmp_path / "all.npz", command="w2v_runtime.merge_cli").returncode == 0
+    with np.load(tmp_path / "all.npz") as output:
+        assert list(output["paths"]) == [str(recordings / "a.wav")]
+
+
+def test_the_summary_counts_as_people_do(bundles, recordings, tmp_path):
+    """One file is no files, a run with nothing to do says only that, and one that failed measures nothing."""
+    output = tmp_path / "o.npz"
+    assert ": 5 files embedded, " in run(recordings, "-m", bundles("base"), "-o", output).stderr
+    again = run(recordings, "-m", bundles("base"), "-o", output, "--resume")
+    assert again.stderr == f"w2v-embed: nothing to do: 5 files were finished already → {output}\n"
+    os.utime(recordings / "a.wav", ns=(0, 0))
+    changed = run(recordings, "-m", bundles("base"), "-o", output, "--resume")
+    assert "4 files were finished already, 1 file embedded, " in changed.stderr
+    one = run(recordings / "a.wav", "-m", bundles("base"), "-o", output, "--resume")
+    assert one.stderr == f"w2v-embed: nothing to do: 1 file was finished already → {output}\n"
+    (tmp_path / "empty.wav").touch()
+    failed = run(tmp_path / "empty.wav", "-m", bundles("base"), "-o", tmp_path / "f.npz")
+    summary = f"0 files embedded, 1 failed (see {tmp_path / 'f.npz.failures.jsonl'}) → {tmp_path / 'f.npz'}"
+    assert failed.stderr.splitlines()[-1] == f"w2v-embed: {summary}"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"first.wav\nsecond.wav\n", "this looks like text; leave it out, or give it with --files-from"),
+        (b"<!doctype html>", "this looks like an HTML page; it may stand for a recording"),
+        (b"PK\x03\x04" + bytes(60), "this looks like a ZIP archive; unpack it"),
+        (b"#!AMR\n" + bytes(60), "this looks like AMR; convert it with: ffmpeg"),
+    ],
+)
+def test_what_is_no_recording_is_not_to_be_converted(bundles, tmp_path, content, says):
+    """The hint to convert is given for foreign audio alone; text, pages and archives get one that helps."""
+    (tmp_path / "input").write_bytes(content)
+    done = run(tmp_path / "input", "-m", bundles("base"), "-o", tmp_path / "o.npz")
+    assert done.returncode == 3
+    assert says in done.stderr
+    assert ("ffmpeg" in done.stderr) == content.startswith(b"#!AMR")
 
 
 def test_verify_needs_no_pytorch_and_sees_a_changed_weight(bundles, tmp_path):

@@ -195,7 +195,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(bundles, corpus, frames, tm
     """No room for the results or for the output: exit 1 with the reason; with room, --resume completes."""
     output = tmp_path / "out.npz"
     arguments = (corpus, "-m", bundles("base"), "--level", "frame", *SMALL_BATCHES)
-    size = results(frames)[1].nbytes
+    with np.load(frames) as stored:
+        size = stored["embeddings"].nbytes + stored["logits"].nbytes
     code, errors = embed(*arguments, "-o", output, before=limited(round(share * size)))
     assert code == 1, errors
     assert "File too large" in errors

@@ -12,13 +12,19 @@ from conftest import speech
 from w2v_models import TOLERANCES, ConvStack, RefusedError
 from w2v_runtime import Embedder
 from w2v_runtime.long import Windowing, plan_windows
-from w2v_runtime.moments import Moments
-from w2v_runtime.pooling import RunningPool, pool
+from w2v_runtime.moments import WaveformMoments
+from w2v_runtime.pooling import RunningPool
 from w2v_runtime.results import Request
 
 WAV2VEC2 = ConvStack((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), (512,) * 7)
 FRAMES = TOLERANCES["fp32"]["frames"].max_abs
 POOLED = TOLERANCES["fp32"]["pooled"].max_abs
+
+
+def pool(frames: np.ndarray, pooling: tuple[str, ...]) -> np.ndarray:
+    running = RunningPool()
+    running.add(frames)
+    return running.result(pooling)
 
 
 def windowed_reference(folder, waveform: np.ndarray, windowing: Windowing) -> np.ndarray:
@@ -82,6 +88,7 @@ def test_one_window_is_the_whole(bundles, kind):
             "",
             lambda audio=audio: contextlib.nullcontext(HeldStream(audio)),
             Request("frame"),
+            None,
         )
         whole = embedder.embed((audio.samples, 16000), level="frame")
         assert np.abs(windowed.values - whole.values).max() <= FRAMES / 5
@@ -116,7 +123,7 @@ def test_moments_do_not_depend_on_the_blocks(data):
     wave = data.draw(st.sampled_from([1.0, 1e-3])) * rng.standard_normal(5000) + data.draw(st.sampled_from([0, 0.7]))
     wave = wave.astype(np.float32)
     cuts = sorted(data.draw(st.lists(st.integers(0, 5000), max_size=12)))
-    moments = Moments(10, 5)
+    moments = WaveformMoments(10, 5)
     for block in np.split(wave, cuts):
         moments.add(block)
     vector, exact = moments.vector().astype(np.float64), wave.astype(np.float64)

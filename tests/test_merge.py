@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from w2v_models.errors import OutputError
-from w2v_runtime.merge import merge
+from w2v_runtime.journal import Entry, Header, Stamp, read_back, read_entries, write_journal
+from w2v_runtime.merge import Joined, merge
 from w2v_runtime.results import Embedding, FrameTimes
-from w2v_runtime.spool import Entry, Header, Stamp, read_entries, write_journal
 from w2v_runtime.stores import Layout, open_store, output_format, read_metadata, read_values
 
 DIM = 4
@@ -34,11 +34,13 @@ def name_of(folder: Path, stem: str, kind: str) -> str:
     return f"{folder / stem}/" if kind == "npy" else str(folder / f"{stem}.{kind}")
 
 
-def result(index: int, level: str = "utterance", layers: int = 1) -> Embedding:
+def result(index: int, level: str = "utterance", layers: int = 1, head: str = "utterance") -> Embedding:
     """What the input ``index`` gives; every third has a warning."""
     shape = ((index % 5 + 1,) if level == "frame" else ()) + ((layers, DIM) if layers > 1 else (DIM,))
     values = np.random.default_rng(index).standard_normal(shape).astype(np.float32)
     logits = np.array([index, -index], np.float32) / 7
+    if head == "frame":
+        logits = logits + np.arange(index % 5 + 1, dtype=np.float32)[:, np.newaxis]
     return Embedding(f"in/{index:03}.wav", values, index / 3, logits, ("cut short",) if index % 3 == 0 else ())
 
 
@@ -48,16 +50,18 @@ def write_part(
     indices: list[int],
     level: str = "utterance",
     layers: int = 1,
+    head: str = "utterance",
     edit: Edit = lambda header: header,
     **metadata: Any,
 ) -> str:
     """An output and its journal as a finished run of ``--shard`` leaves them."""
     names = tuple(str(layer) for layer in range(layers)) if layers > 1 else ("last",)
-    made = [result(index, level, layers) for index in indices]
+    made = [result(index, level, layers, head) for index in indices]
     described = {
         "model": "tiny",
         "level": level,
         "labels": list(LABELS),
+        "head_level": head,
         "frame_step_seconds": 0.02,
         "frame_width_seconds": 0.025,
         "device": "cpu",
@@ -71,15 +75,13 @@ def write_part(
         labels=LABELS,
         times=FrameTimes(0.02, 0.025),
         metadata=described | metadata,
+        head_level=head,  # type: ignore[arg-type]
     )
     store = open_store(Path(output), layout, output_format(output))
     for embedding in made:
         store.write(embedding)
     store.commit()
-    entries = [
-        Entry(e.path, Stamp(index, 1), index, None, e.values.shape, e.duration, tuple(e.logits.tolist()), e.warnings)
-        for index, e in zip(indices, made, strict=True)
-    ]
+    entries = [Entry.of(e, Stamp(index, 1), index, offset=None) for index, e in zip(indices, made, strict=True)]
     fingerprint = {"model": "tiny", "precision": "fp32", "level": level, "layers": list(names)}
     write_journal(journal_of(output), Header(fingerprint, shard, finished=True), entries)
     header = edit(Header(fingerprint, shard, finished=True))
@@ -105,7 +107,7 @@ def three_parts(folder: Path, kind: str = "npz", **options: Any) -> list[str]:
     ]
 
 
-def join(parts: list[str], output: str, overwrite: bool = False) -> int:
+def join(parts: list[str], output: str, overwrite: bool = False) -> Joined:
     return merge(parts, Path(output), output_format(output), overwrite)
 
 
@@ -116,25 +118,54 @@ def content(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize(("level", "layers"), [("utterance", 1), ("utterance", 2), ("frame", 1), ("frame", 2)])
-def test_merged_equals_a_run_without_shards(tmp_path: Path, kind: str, level: str, layers: int) -> None:
+@pytest.mark.parametrize(
+    ("level", "layers", "head"),
+    [
+        ("utterance", 1, "utterance"),
+        ("utterance", 2, "utterance"),
+        ("frame", 1, "utterance"),
+        ("frame", 2, "utterance"),
+        ("frame", 1, "frame"),
+        ("frame", 2, "frame"),
+    ],
+)
+def test_merged_equals_a_run_without_shards(tmp_path: Path, kind: str, level: str, layers: int, head: str) -> None:
     """The joined output is byte for byte that of one run over all inputs, and so is its journal."""
-    parts = three_parts(tmp_path, kind, level=level, layers=layers)
+    parts = three_parts(tmp_path, kind, level=level, layers=layers, head=head)
     (tmp_path / "whole").mkdir()
     indices = [index for index in range(10) if index != 4]
-    whole = write_part(name_of(tmp_path / "whole", "out", kind), "1/1", indices, level, layers)
+    whole = write_part(name_of(tmp_path / "whole", "out", kind), "1/1", indices, level, layers, head)
     (tmp_path / "merged").mkdir()
     merged = name_of(tmp_path / "merged", "out", kind)
-    assert join(parts, merged) == 9
+    assert join(parts, merged) == Joined(embedded=9, failed=0)
+    for (entry, actual), index in zip(read_back(Path(merged), output_format(merged)), indices, strict=True):
+        expected = result(index, level, layers, head)
+        assert (entry.index, actual.path, actual.warnings) == (index, expected.path, expected.warnings)
+        assert actual.logits.shape == expected.logits.shape
+        assert actual.logits.tobytes() == expected.logits.tobytes()
+        assert actual.values.tobytes() == expected.values.tobytes()
     if kind == "h5":  # HDF5 stores when an object was made
-        shapes = [result(index, level, layers).values.shape for index in indices]
-        for actual, index in zip(read_values(Path(merged), "h5", shapes), indices, strict=True):
-            assert actual.tobytes() == result(index, level, layers).values.tobytes()
         assert read_metadata(Path(merged), "h5") == read_metadata(Path(whole), "h5")
     else:
         assert content(Path(merged)) == content(Path(whole))
     assert Header.read(journal_of(merged)) == Header.read(journal_of(whole))
     assert list(read_entries(journal_of(merged))) == list(read_entries(journal_of(whole)))
+
+
+def test_logits_by_frame_stay_with_their_frames(tmp_path: Path) -> None:
+    """Parts of different formats whose head answers frame by frame join into rows with each frame's own columns."""
+    options = {"level": "frame", "head": "frame"}
+    parts = [
+        write_part(name_of(tmp_path, "a", "jsonl"), "1/3", [0, 3], **options),
+        write_part(name_of(tmp_path, "b", "npy"), "2/3", [1, 4], **options),
+        write_part(name_of(tmp_path, "c", "csv"), "3/3", [2], **options),
+    ]
+    join(parts, str(tmp_path / "out.npz"))
+    with np.load(tmp_path / "out.npz") as stored:
+        expected = np.concatenate([result(index, **options).logits for index in range(5)])
+        assert stored["logits"].tobytes() == expected.tobytes()
+        assert stored["frame_offsets"].tolist() == [0, 1, 3, 6, 10, 15]
+        assert stored["logit_names"].tolist() == list(LABELS)
 
 
 def test_parts_may_have_any_formats(tmp_path: Path) -> None:
@@ -156,17 +187,17 @@ def test_parts_may_have_any_formats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("level", ["utterance", "frame"])
-def test_parts_without_inputs(tmp_path: Path, kind: str, level: str) -> None:
+@pytest.mark.parametrize(("level", "head"), [("utterance", "utterance"), ("frame", "utterance"), ("frame", "frame")])
+def test_parts_without_inputs(tmp_path: Path, kind: str, level: str, head: str) -> None:
     """Shards that got no inputs join as well, beside others and alone."""
     parts = [
-        write_part(name_of(tmp_path, "a", kind), "1/2", [], level),
-        write_part(name_of(tmp_path, "b", kind), "2/2", [1], level),
-        write_part(name_of(tmp_path, "c", kind), "2/2", [], level),
+        write_part(name_of(tmp_path, "a", kind), "1/2", [], level, head=head),
+        write_part(name_of(tmp_path, "b", kind), "2/2", [1], level, head=head),
+        write_part(name_of(tmp_path, "c", kind), "2/2", [], level, head=head),
     ]
     one, none = name_of(tmp_path, "one", kind), name_of(tmp_path, "none", kind)
-    assert join(parts[:2], one) == 1
-    assert join([parts[0], parts[2]], none) == 0
+    assert join(parts[:2], one).embedded == 1
+    assert join([parts[0], parts[2]], none).embedded == 0
     values = list(read_values(Path(one), output_format(one), [result(1, level).values.shape]))
     assert values[0].tobytes() == result(1, level).values.tobytes()
     assert list(read_values(Path(none), output_format(none), [])) == []
@@ -198,10 +229,11 @@ def changed(**fields: Any) -> Edit:
         ({"shard": "1/3", "indices": [0]}, r"second\.npz and .*first\.npz are both shard 1/3"),
         ({"shard": "2/2"}, r"second\.npz is shard 2/2, but .*first\.npz is shard 1/3"),
         ({"edit": changed(finished=False)}, r"second\.npz is unfinished; .*w2v-embed --shard 2/3 --resume"),
+        ({"edit": changed(format=1)}, r"second\.npz\.journal\.jsonl was written by another release .*--overwrite"),
         ({"level": "frame"}, r"second\.npz is of another run than .*first\.npz: level is 'frame', not 'utterance'"),
         ({"labels": ["mood", "valence"]}, r"labels is \['mood', 'valence'\], not \['arousal', 'valence'\]"),
     ],
-    ids=["missing", "repeated", "other-count", "unfinished", "other-level", "other-labels"],
+    ids=["missing", "repeated", "other-count", "unfinished", "other-release", "other-level", "other-labels"],
 )
 def test_what_does_not_belong_together_is_refused(tmp_path: Path, second: dict[str, Any], message: str) -> None:
     """A shard that is missing, repeated, unfinished or of another run is named, and no output appears."""
@@ -256,13 +288,50 @@ def test_an_existing_output_is_replaced_only_when_asked(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"out\.npz exists; replace it with --overwrite"):
         join(parts, output)
     assert content(tmp_path) == before
-    assert join(parts, output, overwrite=True) == 9
+    assert join(parts, output, overwrite=True).embedded == 9
     assert [entry.index for entry in read_entries(journal_of(output))] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     (tmp_path / "other.npz.values").write_bytes(b"")
     with pytest.raises(OutputError, match=r"other\.npz has an unfinished run beside it"):
         join(parts, str(tmp_path / "other.npz"))
     join(parts, str(tmp_path / "other.npz"), overwrite=True)
     assert not (tmp_path / "other.npz.values").exists()
+
+
+def failures_of(output: str) -> Path:
+    path = Path(output)
+    return path.with_name(path.name + ".failures.jsonl")
+
+
+def failure(index: int) -> str:
+    return json.dumps({"path": f"in/{index:03}.wav", "stage": "read", "reason": "no sound"}) + "\n"
+
+
+def test_lists_of_failures_are_joined(tmp_path: Path) -> None:
+    """The parts' lists become one, shard by shard, and stay; one of an output that is replaced goes."""
+    second, third, first = three_parts(tmp_path)
+    failures_of(second).write_text(failure(4))
+    failures_of(first).write_text(failure(9) + failure(12))
+    output = str(tmp_path / "out.npz")
+    assert join([second, third, first], output) == Joined(embedded=9, failed=3)
+    assert failures_of(output).read_text() == failure(9) + failure(12) + failure(4)
+    assert failures_of(second).read_text() == failure(4)
+    for part in (first, second):
+        failures_of(part).unlink()
+    assert join([second, third, first], output, overwrite=True) == Joined(embedded=9, failed=0)
+    assert not failures_of(output).exists()
+
+
+@pytest.mark.parametrize("damage", ["{}\n", failure(4)[:-9], failure(4)[:-1], "\n", "[1]\n"])
+def test_a_damaged_list_of_failures_is_refused(tmp_path: Path, damage: str) -> None:
+    """A line that names no failed input is refused with the list's name, and nothing appears."""
+    parts = three_parts(tmp_path)
+    failures_of(parts[1]).write_text(damage)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(
+        OutputError, match=r"part3\.npz\.failures\.jsonl is no list of failures; .*--shard 3/3 --resume"
+    ):
+        join(parts, str(tmp_path / "out.npz"))
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_a_part_is_never_the_output(tmp_path: Path) -> None:
@@ -280,7 +349,7 @@ def test_many_parts_in_flat_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for i in range(1, 21)
     ]
     tracemalloc.start()
-    assert join(parts, str(tmp_path / "out.npz")) == 300
+    assert join(parts, str(tmp_path / "out.npz")).embedded == 300
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "out.npz").stat().st_size > 7e6
@@ -313,4 +382,8 @@ def test_command(tmp_path: Path) -> None:
         assert message in refused.stderr
         assert "Traceback" not in refused.stderr
     assert command("-o", output, "--overwrite", *parts).returncode == 0
+    failures_of(parts[0]).write_text(failure(4))
+    failed = command("-o", output, "--overwrite", *parts)
+    assert failed.returncode == 3
+    assert failed.stderr == f"w2v-merge: 9 inputs from 3 parts, 1 failed (see {output}.failures.jsonl) → {output}\n"
     assert not list(tmp_path.glob("*.lock"))

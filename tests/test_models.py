@@ -45,7 +45,7 @@ def test_a_manifest_reads_back_as_it_was_written(bundles):
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (("format_version",), 2, "format_version"),
+        (("format_version",), 1, "format_version"),
         (("format_version",), None, "format_version"),
         (("surprise",), 1, "unknown fields: surprise"),
         (("source", "model"), 3, "manifest.source.model must be of type str"),
@@ -55,7 +55,11 @@ def test_a_manifest_reads_back_as_it_was_written(bundles):
         (("architecture", "conv", "strides"), "5", "a list"),
         (("architecture", "hidden_size"), 0, "positive"),
         (("architecture", "hidden_size"), True, "of type int"),
-        (("head",), {"kind": "regression", "labels": []}, "labels"),
+        (
+            ("head",),
+            {"kind": "regression", "labels": [], "outputs": ["logits"], "level": "frame", "pooling": [], "margin": 0},
+            "labels",
+        ),
         (("precisions",), {}, "at least one precision"),
         (("precisions", "fp32", "parity"), [], "without proof"),
         (("precisions", "fp32", "graph", "path"), "../model.onnx", "plain path"),
@@ -135,7 +139,7 @@ def test_another_graph_under_a_right_hash_is_refused(bundles, tmp_path):
 
     for content in (b"not onnx", b""):
         replace_graph(content)
-        with pytest.raises(BundleError, match="cannot be opened"):
+        with pytest.raises(BundleError, match="not an ONNX model"):
             Embedder(folder)
     shutil.copy(bundles("large") / "onnx" / "model.onnx_data", folder / "onnx" / "model.onnx_data")
     data = json.loads((folder / "manifest.json").read_text())
@@ -167,7 +171,8 @@ def test_paths_inside_a_bundle_are_plain():
 def test_the_catalogue_holds_the_six_variants():
     """Ids, sizes and licences of the variants, and the emotion model's labels in the model card's order."""
     sizes = {
-        v.id: (v.config["num_hidden_layers"], v.config["hidden_size"], v.config["feat_extract_norm"]) for v in CATALOGUE
+        v.id: (v.config["num_hidden_layers"], v.config["hidden_size"], v.config["feat_extract_norm"])
+        for v in CATALOGUE[:6]
     }
     assert sizes == {
         "facebook/wav2vec2-base-960h": (12, 768, "group"),
@@ -177,4 +182,5 @@ def test_the_catalogue_holds_the_six_variants():
         "facebook/wav2vec2-large-xlsr-53": (24, 1024, "layer"),
         "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim": (12, 1024, "layer"),
     }  # fmt: skip
-    assert CATALOGUE[-1].labels == ("arousal", "dominance", "valence")
+    assert CATALOGUE[5].labels == ("arousal", "dominance", "valence")
+    assert len({variant.id for variant in CATALOGUE}) == len(CATALOGUE)

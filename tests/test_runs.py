@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,11 @@ from w2v_models.errors import OutputError
 from w2v_runtime import Embedder, Failure
 from w2v_runtime.corpus import CorpusOptions
 from w2v_runtime.inputs import list_inputs
-from w2v_runtime.results import Request
+from w2v_runtime.journal import Header, Stamp
+from w2v_runtime.merge import merge
+from w2v_runtime.results import Embedding, Request
 from w2v_runtime.run import RunOptions, check_output, header_of
+from w2v_runtime.spool import Spool
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,9 @@ def killed_at(function: str) -> str:
 
 
 def embedded_now(errors: str) -> int:
-    """How many files a run says it embedded."""
-    return int(errors.split(" files embedded")[0].split()[-1])
+    """How many files a run says it embedded; none where it says nothing of it."""
+    found = re.search(r"(\d+) files? embedded", errors)
+    return int(found[1]) if found else 0
 
 
 @pytest.mark.parametrize("batch_seconds", [0.5, 8])
@@ -192,7 +197,8 @@ def test_resume_of_a_finished_output_leaves_it_untouched(bundles, corpus, finish
     before = finished.stat()
     code, errors = embed(corpus, "-m", bundles("base"), "-o", finished, "--resume")
     assert code == 0
-    assert "16 files were finished already, 0 files embedded" in errors
+    assert "16 files were finished already" in errors
+    assert embedded_now(errors) == 0
     after = finished.stat()
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
     assert left_beside(finished) == ["out.npz", "out.npz.journal.jsonl"]
@@ -205,6 +211,102 @@ def test_resume_does_not_trust_the_journal_of_a_removed_output(bundles, corpus, 
     assert code == 0
     assert embedded_now(errors) == 16
     assert_same(finished, uninterrupted)
+
+
+def test_resume_refuses_the_journal_of_another_release(bundles, corpus, finished):
+    """Exit 2 with the journal's name and what to do; the output stays."""
+    first, rest = journal_of(finished).read_bytes().split(b"\n", 1)
+    header = json.loads(first)
+    del header["format"]
+    journal_of(finished).write_bytes(json.dumps(header).encode() + b"\n" + rest)
+    before = finished.read_bytes()
+    code, errors = embed(corpus, "-m", bundles("base"), "-o", finished, "--resume")
+    assert code == 2
+    assert "out.npz.journal.jsonl was written by another release" in errors
+    assert "--overwrite" in errors
+    assert finished.read_bytes() == before
+
+
+@pytest.mark.parametrize("mapped_bytes", [0, 2**26])
+def test_the_record_holds_logits_by_frame_as_numbers(tmp_path, monkeypatch, mapped_bytes):
+    """They stand in the values file, return bit for bit after a crash, and are dropped where that file is too short."""
+    monkeypatch.setattr("w2v_runtime.spool._MAPPED_BYTES", mapped_bytes)
+    output, header = tmp_path / "out.npz", Header({"level": "frame"}, "1/1", finished=False)
+    random = np.random.default_rng(1)
+    made = []
+    for index, frames in enumerate((4000, 1, 7)):
+        path = str(tmp_path / f"{index}.wav")
+        Path(path).write_bytes(b"")
+        values, logits = (random.standard_normal((frames, size), np.float32) for size in (5, 1000))
+        made.append(Embedding(path, values, frames / 50, logits))
+    spool = Spool(output, header)
+    for position, embedding in enumerate(made):
+        spool.add(position, Stamp.of(embedding.path), embedding)
+    spool.flush()
+    spool.close()
+    assert journal_of(output).stat().st_size < 2000
+    assert values_of(output).stat().st_size == 4008 * 1005 * 4
+    for kept in (3, 2):
+        spool = Spool(output, header, resume=True)
+        recalled = [spool.recall(position, embedding.path) for position, embedding in enumerate(made)]
+        assert recalled == [True] * kept + [False] * (3 - kept)
+        for actual, expected in zip(spool.embeddings(), made, strict=False):
+            assert actual.values.tobytes() == expected.values.tobytes()
+            assert actual.logits.shape == expected.logits.shape
+            assert actual.logits.tobytes() == expected.logits.tobytes()
+        assert spool.rows == sum(len(embedding.values) for embedding in made[:kept])
+        spool.close()
+        os.truncate(values_of(output), values_of(output).stat().st_size - 4)
+
+
+def frames_of(embedder: Embedder, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A recording's frames, and what the head says of each."""
+    alone = embedder.embed(path, level="frame")
+    return alone.values, alone.logits
+
+
+def test_a_head_that_answers_frame_by_frame(bundles, recordings, tmp_path):
+    """Each frame's columns stand with it in .npz and .csv, also after --resume, and in the merged output of shards."""
+    embedder = Embedder(bundles("base"))
+    arguments = (recordings, "-m", bundles("base"), "--level", "frame", "-o")
+    for output in (tmp_path / "out.npz", tmp_path / "out.csv"):
+        assert embed(*arguments, output)[0] == 0
+        assert max(map(len, journal_of(output).read_bytes().splitlines())) < 1000
+    soundfile.write(recordings / "c.wav", speech(0.7, seed=9), 16000)
+    for output in (tmp_path / "out.npz", tmp_path / "out.csv"):
+        code, errors = embed(*arguments, output, "--resume")
+        assert code == 0, errors
+        assert "5 files were finished already" in errors
+        assert embedded_now(errors) == 1
+    parts = [tmp_path / "1.npz", tmp_path / "2.csv"]
+    for number, part in enumerate(parts, start=1):
+        assert embed(*arguments, part, "--shard", f"{number}/2")[0] == 0
+    assert merge([str(part) for part in parts], tmp_path / "merged.npz", "npz").embedded == 6
+    with (tmp_path / "out.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:3] + header[35:] == ["file", "start", "end", *(f"f{i}" for i in range(48))]
+    assert header[3:35] == list(embedder.labels)
+    table = np.array([row[3:] for row in rows], np.float32)
+    for output in (tmp_path / "out.npz", tmp_path / "merged.npz"):
+        with np.load(output) as stored:
+            names, offsets = [str(path) for path in stored["paths"]], stored["frame_offsets"]
+            values, logits = stored["embeddings"], stored["logits"]
+            assert stored["logit_names"].tolist() == list(embedder.labels)
+        assert names == list(list_inputs([str(recordings)]))
+        assert logits.shape == (offsets[-1], 32)
+        for name, (begin, end) in zip(names, pairwise(offsets), strict=True):
+            expected_values, expected_logits = frames_of(embedder, Path(name))
+            np.testing.assert_allclose(values[begin:end], expected_values, rtol=0, atol=2e-5)
+            np.testing.assert_allclose(logits[begin:end], expected_logits, rtol=0, atol=2e-5)
+            assert {row[0] for row in rows[begin:end]} == {name}
+        np.testing.assert_allclose(table, np.hstack([logits, values]), rtol=0, atol=4e-5)
+
+
+def test_a_head_that_answers_frame_by_frame_has_no_columns_for_utterances(bundles, corpus, uninterrupted):
+    """At utterance level the output of such a bundle holds vectors only."""
+    with np.load(uninterrupted) as stored:
+        assert not {"logits", "logit_names"} & set(stored)
+        assert json.loads(str(stored["metadata"]))["labels"] == []
 
 
 def test_resume_redoes_just_what_changed(bundles, corpus, tmp_path):
@@ -240,7 +342,8 @@ def test_hash_compares_contents(bundles, corpus, tmp_path):
     os.utime(folder / "005.wav", ns=(0, 0))
     code, errors = embed(*arguments, "--resume")
     assert code == 0
-    assert "15 files were finished already, 1 files embedded" in errors
+    assert "15 files were finished already" in errors
+    assert embedded_now(errors) == 1
     alone = Embedder(bundles("base")).embed(changed).values
     np.testing.assert_allclose(results(tmp_path / "out.npz")[1][4], alone, rtol=0, atol=2e-5)
 

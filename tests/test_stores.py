@@ -31,6 +31,11 @@ TIMES = FrameTimes(step=0.02, width=0.025)
 METADATA: dict[str, JSON] = {"model": "tiny", "random_weights": True}
 LABELS = ("arousal", "dominance", "valence")
 DIM = 5
+#: Tokens as a vocabulary may hold them: signs that formats use themselves, names of columns, one twice; and the columns
+#: that they become where the fixed ones are those of a table of numbers, or those of a table with a list.
+TOKENS = ("<pad>", "|", "'", ",", '"', "file", "f0", "embedding", "a", "a.b", "a", "a~2", "two\nlines", "")
+CSV_TOKENS = ("<pad>", "|", "'", ",", '"', "file~2", "f0~2", "embedding", "a", "a.b", "a~2", "a~2~2", "two\nlines", "")
+PARQUET_TOKENS = tuple({"f0~2": "f0", "embedding": "embedding~2"}.get(name, name) for name in CSV_TOKENS)
 NOT_UTF8 = os.fsdecode(b"caf\xe9 \xff.wav")
 #: Names as file systems really hold them; the last two share a basename.
 NAMES = [
@@ -57,6 +62,7 @@ class Case:
     level: Level = "utterance"
     layers: tuple[str, ...] = ("last",)
     labels: tuple[str, ...] = ()
+    head: Level = "utterance"
 
     def embeddings(self) -> list[Embedding]:
         """One embedding a name, with 1, 2, … frames at frame level; the second has a warning."""
@@ -67,18 +73,25 @@ class Case:
             shape += (len(self.layers), DIM) if len(self.layers) > 1 else (DIM,)
             values = generator.standard_normal(shape).astype(np.float32)
             values.reshape(-1)[:DIM] = np.roll(HARD, position)
-            logits = generator.random(len(self.labels)).astype(np.float32) if self.labels else None
+            columns = (position + 1, len(self.labels)) if self.head == "frame" else (len(self.labels),)
+            logits = generator.random(columns).astype(np.float32) if self.labels else None
             warnings = ("cut short",) if position == 1 else ()
             made.append(Embedding(name, values, 1 / (position + 1), logits, warnings))
         return made
 
     def layout(self, made: list[Embedding]) -> Layout:
         frames = sum(len(embedding.values) for embedding in made) if self.level == "frame" else 0
-        return Layout(len(made), frames, DIM, self.layers, self.level, self.labels, TIMES, dict(METADATA))
+        return Layout(len(made), frames, DIM, self.layers, self.level, self.labels, TIMES, dict(METADATA), self.head)
 
     def rows(self, made: list[Embedding]) -> list[Any]:
         """The vectors of all inputs, one after the other."""
         return [row for e in made for row in (e.values if self.level == "frame" else [e.values])]
+
+    def logits(self, made: list[Embedding]) -> list[Any]:
+        """The logits that belong to each of those vectors; none without a head."""
+        repeated = self.level == "frame" and self.head == "utterance"
+        rows = [np.atleast_2d(e.logits).repeat(len(e.values) if repeated else 1, axis=0) for e in made if self.labels]
+        return [row for part in rows for row in part]
 
     def spans(self, made: list[Embedding]) -> list[tuple[float, float]]:
         """Start and end of each row in seconds."""
@@ -102,8 +115,10 @@ SHAPES = pytest.mark.parametrize(
         Case("utterance", ("0", "last"), LABELS),
         Case("frame", ("9",), LABELS),
         Case("frame", ("0", "9"), ()),
+        Case("frame", ("last",), TOKENS, "frame"),
+        Case("frame", ("0", "9"), TOKENS, "frame"),
     ],
-    ids=["utterance", "utterance-layers-head", "frame-head", "frame-layers"],
+    ids=["utterance", "utterance-layers-head", "frame-head", "frame-layers", "tokens", "tokens-layers"],
 )
 
 
@@ -164,8 +179,9 @@ def test_npz(tmp_path: Path, case: Case) -> None:
             assert same(read["embeddings"][start:end], embedding.values)
     assert ("logits" in read, "logit_names" in read) == (bool(case.labels), bool(case.labels))
     if case.labels:
-        assert read["logit_names"].tolist() == list(LABELS)
-        assert same(read["logits"], [embedding.logits for embedding in made])
+        assert read["logit_names"].tolist() == list(case.labels)
+        by_frame = case.head == "frame"
+        assert same(read["logits"], case.logits(made) if by_frame else [embedding.logits for embedding in made])
 
 
 @SHAPES
@@ -177,13 +193,17 @@ def test_csv(tmp_path: Path, case: Case) -> None:
         header, *rows = csv.reader(file)
     dims = [f"f{i}" for i in range(DIM)]
     several = [f"l{layer}_{dim}" for layer in case.layers for dim in dims]
-    assert header == ["file", "start", "end", *case.labels, *(several if len(case.layers) > 1 else dims)]
+    labels = CSV_TOKENS if case.labels == TOKENS else case.labels
+    if len(case.layers) > 1:
+        labels = tuple(label.replace("f0~2", "f0") for label in labels)
+    assert header == ["file", "start", "end", *labels, *(several if len(case.layers) > 1 else dims)]
+    assert len(set(header)) == len(header)
     expected = [(embedding, row) for embedding in made for row in case.rows([embedding])]
     for fields, (embedding, row) in zip(rows, expected, strict=True):
         assert fields[0] == embedding.path
         assert same([float(field) for field in fields[3 + len(case.labels) :]], row.ravel())
-        if embedding.logits is not None:
-            assert same([float(field) for field in fields[3 : 3 + len(case.labels)]], embedding.logits)
+    if case.labels:
+        assert same([[float(field) for field in row[3 : 3 + len(case.labels)]] for row in rows], case.logits(made))
     assert [(float(row[1]), float(row[2])) for row in rows] == case.spans(made)
     assert b"caf\xe9 \xff.wav," in (tmp_path / "out.csv").read_bytes()
     case.check_metadata(json.loads((tmp_path / "out.csv.metadata.json").read_text()))
@@ -203,7 +223,10 @@ def test_jsonl(tmp_path: Path, case: Case) -> None:
         assert same(record["embeddings" if case.level == "frame" else "embedding"], embedding.values)
         assert record.get("warnings", []) == list(embedding.warnings)
         assert ("logits" in record) == bool(case.labels)
-        if embedding.logits is not None:
+        if case.labels and case.head == "frame":
+            assert tuple(record["logit_names"]) == TOKENS
+            assert same(record["logits"], embedding.logits)
+        elif case.labels:
             assert tuple(record["logits"]) == LABELS
             assert same([*record["logits"].values()], embedding.logits)
         if case.level == "frame":
@@ -220,12 +243,14 @@ def test_parquet(tmp_path: Path, case: Case, monkeypatch: pytest.MonkeyPatch) ->
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     from w2v_runtime.stores import parquet
 
-    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 4 * 4 * DIM * len(case.layers))
+    columns = len(case.labels) if case.head == "frame" else 0
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 4 * 4 * (DIM * len(case.layers) + columns))
     made = case.embeddings()
     store(tmp_path / "out.parquet", made, case.layout(made))
     table = pq.read_table(tmp_path / "out.parquet")
     rows = case.rows(made)
-    assert table.schema.names == ["file", "start", "end", *case.labels, "embedding"]
+    labels = PARQUET_TOKENS if case.labels == TOKENS else case.labels
+    assert table.schema.names == ["file", "start", "end", *labels, "embedding"]
     assert table.schema.field("embedding").type.list_size == DIM * len(case.layers)
     assert table.schema.field("embedding").type.value_type == pa.float32()
     assert same(table["embedding"].combine_chunks().flatten().to_numpy().reshape(np.shape(rows)), rows)
@@ -233,8 +258,8 @@ def test_parquet(tmp_path: Path, case: Case, monkeypatch: pytest.MonkeyPatch) ->
     assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == -(-len(rows) // 4)
     owners = [embedding for embedding in made for _ in case.rows([embedding])]
     assert [path_of(text) for text in table["file"].to_pylist()] == [embedding.path for embedding in owners]
-    for position, label in enumerate(case.labels):
-        assert same(table[label].to_numpy(), [e.logits[position] for e in owners if e.logits is not None])
+    for position, label in enumerate(labels):
+        assert same(table[label].to_numpy(), [logits[position] for logits in case.logits(made)])
     case.check_metadata(json.loads(table.schema.metadata[b"w2v"]))
     warnings = pq.read_metadata(tmp_path / "out.parquet").metadata[b"w2v_warnings"]
     assert json.loads(warnings) == {"two words.wav": ["cut short"]}
@@ -265,7 +290,12 @@ def test_h5(tmp_path: Path, case: Case) -> None:
             assert "staging" not in file
         assert ("logits" in file) == bool(case.labels)
         if case.labels:
-            assert [name.decode() for name in file["logit_names"]] == list(LABELS)
+            assert [name.decode() for name in file["logit_names"]] == list(case.labels)
+        if case.labels and case.head == "frame":
+            assert same(file["logits/a/same.wav"][:], made[7].logits)
+            for name, embedding in zip(file["datasets"], made, strict=True):
+                assert same(file[b"logits" + name.removeprefix(b"frames")][:], embedding.logits)
+        elif case.labels:
             assert same(file["logits"][:], [embedding.logits for embedding in made])
 
 
@@ -274,7 +304,10 @@ def test_npy_folder(tmp_path: Path, case: Case) -> None:
     """A folder mirrors the inputs' tree with one array each, and its index lists them in input order."""
     made = case.embeddings()
     store(tmp_path / "out", made, case.layout(made))
-    assert set(content(tmp_path / "out")) == {f"{name}.npy" for name in NAMES} | {"metadata.json", "index.jsonl"}
+    arrays = {f"{name}.npy" for name in NAMES}
+    if case.head == "frame":
+        arrays |= {f"logits/{array}" for array in arrays}
+    assert set(content(tmp_path / "out")) == arrays | {"metadata.json", "index.jsonl"}
     lines = (tmp_path / "out" / "index.jsonl").read_text().splitlines()
     for line, embedding in zip(lines, made, strict=True):
         record = json.loads(line)
@@ -282,9 +315,28 @@ def test_npy_folder(tmp_path: Path, case: Case) -> None:
         assert record["duration"] == embedding.duration
         assert record.get("warnings", []) == list(embedding.warnings)
         assert same(np.load(tmp_path / "out" / record["npy"]), embedding.values)
-        if embedding.logits is not None:
+        if case.labels and case.head == "frame":
+            assert record["logits_npy"] == f"logits/{embedding.path}.npy"
+            assert same(np.load(tmp_path / "out" / record["logits_npy"]), embedding.logits)
+        elif case.labels:
             assert same([*record["logits"].values()], embedding.logits)
     case.check_metadata(json.loads((tmp_path / "out" / "metadata.json").read_text()))
+
+
+def test_a_folder_of_logits_is_replaced_and_kept_apart(tmp_path: Path) -> None:
+    """Inputs in a folder named ``logits`` do not mix with the arrays of logits, and the output can be overwritten."""
+    case = Case("frame", labels=("a",), head="frame")
+    made = [
+        Embedding(name, np.full((2, DIM), i, np.float32), 1.0, np.full((2, 1), -i, np.float32))
+        for i, name in enumerate(("x.wav", "logits/x.wav", "logits"))
+    ]
+    for overwrite in (False, True):
+        store(tmp_path / "out", made, case.layout(made), overwrite)
+        records = [json.loads(line) for line in (tmp_path / "out" / "index.jsonl").read_text().splitlines()]
+        assert [record["npy"] for record in records] == ["x.wav.npy", "logits~/x.wav.npy", "logits.npy"]
+        for record, embedding in zip(records, made, strict=True):
+            assert same(np.load(tmp_path / "out" / record["npy"]), embedding.values)
+            assert same(np.load(tmp_path / "out" / record["logits_npy"]), embedding.logits)
 
 
 def test_longest_names_still_fit_with_a_suffix(tmp_path: Path) -> None:
@@ -404,6 +456,18 @@ def test_miscounted_outputs_do_not_commit(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [None, (3,), (1, 3), (2, 2)])
+def test_logits_by_frame_need_a_row_a_frame(tmp_path: Path, name: str, shape: tuple[int, ...] | None) -> None:
+    """Logits of another shape than (frames, labels) are refused where a head answers frame by frame."""
+    target = begin(tmp_path / name, Layout(1, 2, DIM, ("last",), "frame", LABELS, TIMES, {}, "frame"))
+    logits = None if shape is None else np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match=r"plain\.wav: logits"):
+        target.write(Embedding("plain.wav", np.zeros((2, DIM), np.float32), 1.0, logits))
+    target.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
     """Let the system refuse to grow any file beyond ``size`` bytes, as a full disk or a quota does."""
@@ -416,16 +480,17 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("level", ["utterance", "frame"])
+@pytest.mark.parametrize("case", [Case(), Case("frame"), Case("frame", labels=LABELS, head="frame")])
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_full_disk_is_an_os_error_and_leaves_nothing(tmp_path: Path, name: str, level: Level) -> None:
+def test_full_disk_is_an_os_error_and_leaves_nothing(tmp_path: Path, name: str, case: Case) -> None:
     """When the disk takes no more the store raises OSError, and discard then removes everything."""
     values = np.random.default_rng(1).standard_normal((4000, DIM)).astype(np.float32)
-    inputs = [values] * 4 if level == "frame" else list(values)
-    made = [Embedding(f"{i}.wav", each, 1.0) for i, each in enumerate(inputs)]
-    target = begin(tmp_path / name, Case(level).layout(made))
-    with file_size_limit(20_000 if level == "frame" else 40), pytest.raises(OSError, match="File too large"):
+    inputs = [values] * 4 if case.level == "frame" else list(values)
+    logits = values[:, : len(LABELS)] if case.labels else None
+    made = [Embedding(f"{i}.wav", each, 1.0, logits) for i, each in enumerate(inputs)]
+    target = begin(tmp_path / name, case.layout(made))
+    with file_size_limit(20_000 if case.level == "frame" else 40), pytest.raises(OSError, match="File too large"):
         write_all(target, made, commit=True)
     with file_size_limit(40):
         target.discard()
@@ -436,7 +501,7 @@ def test_full_disk_is_an_os_error_and_leaves_nothing(tmp_path: Path, name: str, 
 @pytest.mark.parametrize("name", ["out.npz", "out.csv", "out.jsonl", "out.h5"])
 def test_equal_results_are_equal_bytes(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs over the same inputs write the same file, days apart."""
-    case = Case("frame", ("9",), LABELS)
+    case = Case("frame", ("9",), TOKENS, "frame")
     made = case.embeddings()
     store(tmp_path / f"1-{name}", made, case.layout(made))
     later = time.time() + 3e6
@@ -445,21 +510,24 @@ def test_equal_results_are_equal_bytes(tmp_path: Path, name: str, monkeypatch: p
     assert (tmp_path / f"1-{name}").read_bytes() == (tmp_path / f"2-{name}").read_bytes()
 
 
+@pytest.mark.parametrize("case", [Case("frame"), Case("frame", labels=LABELS, head="frame")])
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_inputs_make_a_valid_empty_output(tmp_path: Path, name: str) -> None:
+def test_no_inputs_make_a_valid_empty_output(tmp_path: Path, name: str, case: Case) -> None:
     """A run in which every input failed still writes an output, with no rows."""
-    store(tmp_path / name, [], Case("frame").layout([]))
+    store(tmp_path / name, [], case.layout([]))
     if name == "out.npz":
         read = np.load(tmp_path / name)
         assert (read["embeddings"].shape, read["paths"].shape, read["frame_offsets"].tolist()) == ((0, DIM), (0,), [0])
+        assert not case.labels or read["logits"].shape == (0, 3)
     assert (tmp_path / name).exists()
 
 
-def long_audio(frames: int) -> tuple[list[Embedding], Layout]:
-    """One input of ``frames`` frames of 768."""
+def long_audio(frames: int, tokens: int = 0) -> tuple[list[Embedding], Layout]:
+    """One input of ``frames`` frames of 768, and of as many ``tokens``."""
     values = np.random.default_rng(3).standard_normal((frames, 768)).astype(np.float32)
-    layout = Layout(1, frames, 768, ("last",), "frame", (), TIMES, {})
-    return [Embedding("long.wav", values, frames / 50)], layout
+    logits = np.random.default_rng(4).standard_normal((frames, tokens)).astype(np.float32) if tokens else None
+    layout = Layout(1, frames, 768, ("last",), "frame", tuple(map(str, range(tokens))), TIMES, {}, "frame")
+    return [Embedding("long.wav", values, frames / 50, logits)], layout
 
 
 def peak(path: Path, made: Iterable[Embedding], layout: Layout) -> int:
@@ -485,18 +553,20 @@ def test_utterances_stream_in_flat_memory(tmp_path: Path, name: str, count: int)
     assert peak(tmp_path / name, made, layout) < max(count * 300, 2**20)
 
 
+@pytest.mark.parametrize("tokens", [0, 500])
 @pytest.mark.parametrize("name", ["out.npz", "out", "out.h5", "out.jsonl", "out.csv"])
-def test_long_audio_is_written_without_a_copy(tmp_path: Path, name: str) -> None:
+def test_long_audio_is_written_without_a_copy(tmp_path: Path, name: str, tokens: int) -> None:
     """The frames of one long input are written from where they lie, not from a second copy or a text of the whole."""
-    made, layout = long_audio(500)
+    made, layout = long_audio(500, tokens)
     assert peak(tmp_path / name, made, layout) < made[0].values.nbytes / 4
 
 
-def test_parquet_holds_one_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tokens", [0, 32])
+def test_parquet_holds_one_row_group(tmp_path: Path, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A .parquet keeps no more rows back than one row group has, also within one long input."""
     pytest.importorskip("pyarrow")
     from w2v_runtime.stores import parquet
 
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 2**18)
-    made, layout = long_audio(3000)
+    made, layout = long_audio(3000, tokens)
     assert peak(tmp_path / "out.parquet", made, layout) < made[0].values.nbytes / 8

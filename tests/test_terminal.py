@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib.metadata
 import os
 import pty
 import re
+import shutil
+import struct
 import subprocess
 import sys
+import termios
 import threading
+from pathlib import Path
 
 import pytest
 
 from commands import MAIN, embed, results, write_corpus
+from w2v_models.catalogue import CATALOGUE
+from w2v_runtime.tables import Table, pairs
+
+WIDE, NARROW = 400, 80
+
+
+def said(command: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command's ``main`` with pipes for its output."""
+    variables = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    return subprocess.run(
+        [sys.executable, "-c", f"from {command} import main; main()", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=variables | environment,
+        timeout=60,
+        check=False,
+    )
+
+
+def shown_on(columns: int, *arguments: object, **environment: str) -> list[str]:
+    """The lines that ``w2v-models`` writes to a terminal of so many columns."""
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from w2v_runtime.models_cli import main; main()", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=end,
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"} | environment,
+    )
+    os.close(end)
+    shown = b""
+    try:
+        while block := os.read(terminal, 4096):
+            shown += block
+    except OSError:  # how Linux says that the other end was closed
+        pass
+    assert process.wait(timeout=60) == 0
+    return shown.decode().splitlines()
 
 
 def on_terminal(*arguments: object, **environment: str) -> tuple[int, str]:
@@ -98,3 +143,125 @@ def test_a_home_is_not_needed(bundles, recordings, tmp_path, home):
         recordings, "-m", bundles("base"), "-o", tmp_path / "out.npz", HOME=home, XDG_CACHE_HOME=None, W2V_HOME=None
     )
     assert code == 0, errors
+
+
+def test_a_table_is_aligned_or_told_in_paragraphs():
+    """Columns stand below each other; where they do not fit, each row is a paragraph whose words are whole."""
+    table = Table("Known", ("model", "layers", "about"), [("a/b", "2", "short"), ("a/longer-name", "12", "")], {1})
+    assert list(table.lines(None)) == [
+        "Known",
+        "model          layers  about",
+        "a/b                 2  short",
+        "a/longer-name      12",
+    ]
+    assert list(table.lines(28)) == list(table.lines(None))
+    assert list(table.lines(27)) == [
+        "Known",
+        "a/b",
+        "    layers: 2, about: short",
+        "a/longer-name",
+        "    layers: 12",
+    ]
+    assert list(pairs("Bundle", {"id": "a-b-c", "hash": "x" * 30, "none": ""}, 12)) == [
+        "Bundle",
+        "id    a-b-c",
+        f"hash  {'x' * 30}",
+        "none",
+    ]
+    assert list(pairs("", {"made": "with one, and two three"}, 26)) == ["", "made  with one, and two", "      three"]
+
+
+def test_a_list_of_models_is_plain_where_it_is_piped(bundles, tmp_path):
+    """A line a model that begins with its id, without lines drawn, trailing spaces or a width of its own."""
+    shutil.copytree(bundles("base"), tmp_path / "org--base")
+    done = said("w2v_runtime.models_cli", "list", W2V_HOME=str(tmp_path))
+    lines = done.stdout.splitlines()
+    assert done.stdout.isascii()
+    assert all(line == line.rstrip() for line in lines)
+    assert [line.split()[0] for line in lines[2 : 2 + len(CATALOGUE)]] == [variant.id for variant in CATALOGUE]
+    assert lines[-1].split()[1:] == ["checkpoint", "fp32", lines[-1].split()[3], "org--base"]
+    described = said("w2v_runtime.models_cli", "show", tmp_path / "org--base").stdout.splitlines()
+    assert all(line == line.rstrip() for line in described)
+    assert [line.split()[-1] for line in described if line.startswith("sample rate")] == ["Hz"]
+    assert sum(line.endswith("  ok") for line in described) > 10
+
+
+@pytest.mark.parametrize("source", ["terminal", "COLUMNS"])
+def test_a_list_of_models_fits_80_columns(bundles, tmp_path, source):
+    """On a narrow terminal, and in a pipe with COLUMNS, no line is longer and every id and hash is whole."""
+    shutil.copytree(bundles("base"), tmp_path / "org--base")
+    listed: list[list[str]] = []
+    for words in (["list"], ["show", tmp_path / "org--base"]):
+        if source == "terminal":
+            listed.append(shown_on(NARROW, *words, W2V_HOME=str(tmp_path)))
+        else:
+            done = said("w2v_runtime.models_cli", *words, W2V_HOME=str(tmp_path), COLUMNS=str(NARROW))
+            listed.append(done.stdout.splitlines())
+    models, bundle = listed
+    assert max(len(line) for line in models[1:] if not line.startswith("Exported to")) <= NARROW
+    assert max(map(len, bundle[1:])) <= NARROW
+    assert {variant.id for variant in CATALOGUE} <= set(models)
+    assert any(re.fullmatch(r"bundle hash +[0-9a-f]{64}", line) for line in bundle)
+
+
+def test_a_wide_terminal_shows_a_line_a_model(tmp_path):
+    """Where there is room, a terminal shows what a pipe gets."""
+    piped = said("w2v_runtime.models_cli", "list", W2V_HOME=str(tmp_path)).stdout.splitlines()
+    assert shown_on(WIDE, "list", W2V_HOME=str(tmp_path)) == piped
+
+
+def test_a_reader_that_leaves_is_no_fault(tmp_path):
+    """``w2v-models list | head -1`` says nothing on standard error."""
+    command = f"{sys.executable} -c 'from w2v_runtime.models_cli import main; main()' list | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("w2v-embed", "w2v_runtime.cli"),
+        ("w2v-models", "w2v_runtime.models_cli"),
+        ("w2v-export", "w2v_export.cli"),
+    ],
+)
+def test_commands_tell_their_version(name, command):
+    """``--version`` prints the command's name and the installed version, whatever else is missing, and exits 0."""
+    done = said(command, "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name} {importlib.metadata.version('w2v-onnx')}\n", "")
+
+
+def test_the_help_shows_that_inputs_repeat():
+    """One ellipsis behind INPUT."""
+    usage = said("w2v_runtime.cli", "--help").stdout.splitlines()[0]
+    assert usage.split(maxsplit=1)[1] == "w2v-embed [OPTIONS] [INPUT]..."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "org/name", "--output", "there"], "there exists already; replace it with --overwrite"),
+        (["--model", "org/name", "--output", "there", "--overwrite"], "not empty and not a bundle"),
+        (["--model", "org/name", "--random-weights"], "w2v-models list"),
+        (["--model", "./nowhere"], "is not a folder"),
+        (["--model", "org/name", "--offline"], "org/name is not in the hub's cache"),
+        (["--model", "org/name", "--offline", "--revision", "v2"], "revision v2 of org/name is not in"),
+        (["--model", "org/name", "--check", "nothing.wav"], "nothing.wav"),
+    ],
+)
+def test_an_export_refuses_before_it_begins(tmp_path, monkeypatch, arguments, says):
+    """Exit 2 with the reason, no stage announced, and PyTorch not even imported."""
+    if "--offline" in arguments:
+        pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    Path("there", "thesis.tex").touch()
+    done = said("w2v_export.cli", *arguments, HF_HOME=str(tmp_path / "hub"), W2V_HOME=str(tmp_path / "home"))
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "loading" not in done.stderr
+    code = f"import sys; sys.argv = ['w2v-export', *{arguments!r}]\nfrom w2v_export.cli import main\n"
+    code += "try: main()\nfinally: print('torch' in sys.modules)"
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout == "False\n"

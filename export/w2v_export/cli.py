@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Final
@@ -30,19 +31,27 @@ def export(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
     check: Annotated[
-        list[Path] | None, typer.Option(metavar="AUDIO", help="Prove the bundle on this recording too; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            metavar="AUDIO", exists=True, dir_okay=False, help="Prove the bundle on this recording too; repeatable."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what the hub's cache holds.")] = False,
+    _version: Annotated[bool, terminal.version_option(NAME)] = False,
 ) -> None:
     """Export a wav2vec 2.0 checkpoint to an ONNX bundle, proven equal to PyTorch."""
     with terminal.command(NAME):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+        from w2v_export.refusals import refuse_early
         from w2v_runtime.models_cli import parity_table
+        from w2v_runtime.tables import width_of
 
-        console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+        precisions = precision.split(",")
+        refuse_early(model, output, precisions, revision, random_weights, overwrite, offline)
+        console = Console(stderr=True)
         exporter = _heavy_side()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -61,7 +70,7 @@ def export(
                 bundle = exporter.export_bundle(
                     model,
                     output,
-                    precision=precision.split(","),
+                    precision=precisions,
                     revision=revision,
                     random_weights=random_weights,
                     seed=seed,
@@ -72,12 +81,18 @@ def export(
                 )
             except exporter.UnprovenError as error:
                 progress.stop()
-                console.print(parity_table(error.rows, error.precision))
+                _print(parity_table(error.rows, error.precision).lines(width_of(sys.stderr)))
                 raise
         for name, entry in bundle.manifest.precisions.items():
-            console.print(parity_table(entry.parity, name))
+            _print(parity_table(entry.parity, name).lines(width_of(sys.stderr)))
         terminal.note_random_weights(NAME, bundle.manifest.source)
         print(bundle.folder)
+
+
+def _print(lines: Iterator[str]) -> None:
+    """To standard error: standard output is for the bundle's path alone."""
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _heavy_side() -> ModuleType:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from w2v_export.checkpoint import Checkpoint, load, seeded
-from w2v_export.graph import InferenceGraph
 from w2v_export.onnx import OPSET, export_graphs
 from w2v_export.parity import reference_outputs, stored
+from w2v_export.refusals import PRECISIONS, refuse_early
 from w2v_models.bundle import MANIFEST, Bundle, record
-from w2v_models.errors import OutputError, ParityError, RefusedError
+from w2v_models.errors import OutputError, ParityError
 from w2v_models.manifest import FORMAT_VERSION, Manifest, PrecisionRecord
 from w2v_models.parity import ParityRow
 from w2v_runtime import library
@@ -26,8 +26,6 @@ from w2v_runtime.engine import check_installation, installed_version
 from w2v_runtime.parity import Reference, compare, save_references
 
 REFERENCE: Final = "reference.npz"
-#: Precisions that this release exports.
-PRECISIONS: Final = ("fp32",)
 _PACKAGES: Final = ("w2v-onnx", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "numpy")
 
 #: Called with a stage's name and how much of it is done, (stage, i, n).
@@ -78,7 +76,8 @@ def export_bundle(
         UnprovenError: the result differs from PyTorch by more than the tolerance.
     """
     model, folder = os.fspath(model), Path(output) if output is not None else library.default_folder(os.fspath(model))
-    _refuse_early(folder, precision, overwrite)
+    check_installation()
+    refuse_early(model, folder, precision, revision, random_weights, overwrite, offline)
     report("loading the checkpoint", 0, 1)
     checkpoint = seeded(model, seed) if random_weights else load(model, revision, offline)
     with _replacing(folder) as staging:
@@ -87,6 +86,7 @@ def export_bundle(
         )
         report("writing the graph", 0, 1)
         bundle = write_bundle(checkpoint, references, staging)
+        del checkpoint  # the proof opens the weights again, and they may be gigabytes
         bundle = prove(bundle, references, lambda i, n: report("comparing the bundle with PyTorch", i, n))
         (staging / MANIFEST).write_text(bundle.manifest.to_json(), encoding="utf-8")
     return Bundle.open(folder)
@@ -96,8 +96,8 @@ def write_bundle(checkpoint: Checkpoint, references: Sequence[Reference], folder
     """Write the graph and the stored references into ``folder``; the manifest is still to be proven and written."""
     (folder / "onnx").mkdir()
     architecture = checkpoint.architecture
-    inference = InferenceGraph(checkpoint.encoder, architecture.conv, architecture.normalise, checkpoint.head_module)
-    graphs = export_graphs(inference.eval(), folder / "onnx")
+    head = checkpoint.head_entry
+    graphs = export_graphs(checkpoint.graph(), architecture, head, folder / "onnx")
     save_references(folder / REFERENCE, stored(references, architecture.sample_rate))
     return Bundle(
         folder,
@@ -105,13 +105,15 @@ def write_bundle(checkpoint: Checkpoint, references: Sequence[Reference], folder
             format_version=FORMAT_VERSION,
             source=checkpoint.source,
             architecture=architecture,
-            head=checkpoint.head,
+            head=head,
             opset=OPSET,
             precisions={
                 "fp32": PrecisionRecord(
                     graph=record(folder, graphs.graph),
+                    layers=record(folder, graphs.layers),
                     windows=record(folder, graphs.windows),
                     head=None if graphs.head is None else record(folder, graphs.head),
+                    mel=None if graphs.mel is None else record(folder, graphs.mel),
                     data=(record(folder, graphs.data),),
                     parity=(),
                 )
@@ -136,16 +138,6 @@ def prove(bundle: Bundle, references: Sequence[Reference], done: Callable[[int, 
             raise UnprovenError(bundle.manifest.source.model, name, rows, failed)
         precisions[name] = dataclasses.replace(entry, parity=rows)
     return Bundle(bundle.folder, dataclasses.replace(bundle.manifest, precisions=precisions))
-
-
-def _refuse_early(folder: Path, precision: Sequence[str], overwrite: bool) -> None:
-    check_installation()
-    if unknown := [name for name in precision if name not in PRECISIONS]:
-        raise RefusedError(f"precision {', '.join(unknown)!r} cannot be exported; known: {', '.join(PRECISIONS)}.")
-    if folder.exists() and not overwrite:
-        raise OutputError(f"{folder} exists already; replace it with --overwrite, or choose another --output.")
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise OutputError(f"{folder} is not empty and not a bundle, so it is not replaced; choose another --output.")
 
 
 @contextlib.contextmanager

@@ -1,14 +1,21 @@
-"""From the inference forms to ONNX files that share one file of weights: optimum's exporter with our own graphs."""
+"""From the inference forms to ONNX files that share one file of weights: optimum's exporter with our own graphs.
+
+The exporter never sees a weight: it traces graphs that take theirs as inputs, and these become references into one
+file, written tensor by tensor. So a model may be larger than a protobuf, and every further graph costs only its nodes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+from unittest import mock
 
 import onnx
 import torch
@@ -16,9 +23,22 @@ from onnx.external_data_helper import set_external_data
 from optimum.exporters.onnx import OnnxConfig
 from optimum.exporters.onnx.convert import export
 from optimum.utils import NormalizedConfig
+from transformers import PretrainedConfig
 
-from w2v_export.graph import HeadGraph, InferenceGraph, WindowGraph, register_symbolics
-from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, LENGTHS, LOGITS, MOMENTS, WAVEFORM
+from w2v_export.graph.inference import HeadGraph, InferenceGraph, MelGraph, WindowGraph
+from w2v_export.graph.logmel import LogMelFrontEnd
+from w2v_export.graph.tensors import register_symbolics
+from w2v_models.manifest import (
+    LAYER_WEIGHTS,
+    LENGTHS,
+    MOMENTS,
+    POOLED,
+    WAVEFORM,
+    Architecture,
+    Head,
+    public_outputs,
+)
+from w2v_runtime.onnx_file import OnnxFile
 
 #: The newest operator set that the TorchScript exporter writes.
 TRACED_OPSET: Final = 20
@@ -28,96 +48,113 @@ OPSET: Final = 24
 IR_VERSION: Final = 11
 #: Tensors of at least this many bytes go to the external data file; axes and scalars stay in the graph.
 EXTERNAL_BYTES: Final = 1024
+#: Where tensors start in that file, so that engines can map them as they are.
+ALIGNMENT: Final = 4096
 
 GRAPH_NAME: Final = "model.onnx"
+LAYERS_NAME: Final = "layers.onnx"
 WINDOWS_NAME: Final = "windows.onnx"
 HEAD_NAME: Final = "head.onnx"
+MEL_NAME: Final = "mel.onnx"
 DATA_NAME: Final = f"{GRAPH_NAME}_data"
 
-Axes = dict[str, dict[int, str]]
+_BATCH: Final = {0: "batch"}
 
 
 class GraphOnnxConfig(OnnxConfig):
-    """What optimum needs to know of one of our modules: an example of its inputs, and all dynamic axes."""
+    """What optimum needs to know of one of our modules: an example of its inputs, and the outputs' names."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
 
-    def __init__(self, model: Any, example: dict[str, torch.Tensor], inputs: Axes, outputs: Axes) -> None:
-        super().__init__(model.config, task="feature-extraction")
-        self._example, self._inputs, self._outputs = example, inputs, outputs
+    def __init__(self, example: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> None:
+        super().__init__(PretrainedConfig(), task="feature-extraction")
+        self._example, self._outputs = example, outputs
 
     @property
-    def inputs(self) -> Axes:
-        return self._inputs
+    def inputs(self) -> dict[str, dict[int, str]]:
+        return {name: _axes(name, value) for name, value in self._example.items()}
 
     @property
-    def outputs(self) -> Axes:
-        return self._outputs
+    def outputs(self) -> dict[str, dict[int, str]]:
+        return {name: _axes(name, value) for name, value in self._outputs.items()}
 
     def generate_dummy_inputs(self, framework: str = "pt", **shapes: int) -> dict[str, torch.Tensor]:  # noqa: ARG002
         return dict(self._example)
 
 
+def _axes(name: str, value: torch.Tensor) -> dict[int, str]:
+    """The dynamic axes: the batch, and time where there is any."""
+    if name == LAYER_WEIGHTS:
+        return {}
+    time = {1: "samples"} if name == WAVEFORM else {1: "frames"} if value.ndim == 3 else {}
+    return _BATCH | time
+
+
 @dataclass(frozen=True)
 class Graphs:
-    """The files of one precision."""
+    """The files of one precision; ``head`` and ``mel`` only where the model has such."""
 
     graph: Path
+    layers: Path
     windows: Path
     head: Path | None
+    mel: Path | None
     data: Path
 
 
-def export_graphs(model: InferenceGraph, folder: Path) -> Graphs:
-    """Write the graph of ``model``, those for windows and head, and their common weights into ``folder``.
+def export_graphs(model: InferenceGraph, architecture: Architecture, head: Head | None, folder: Path) -> Graphs:
+    """Write the graphs of ``model`` and their common weights into ``folder``.
 
     The graphs hold standard ONNX operators of operator set :data:`OPSET` only, and their axes are dynamic.
     """
-    samples, batch = 4 * model.receptive_field, {0: "batch"}
-    waveform = {WAVEFORM: torch.randn(2, samples), LENGTHS: torch.tensor([samples, samples // 2])}
-    axes: Axes = {WAVEFORM: {0: "batch", 1: "samples"}, LENGTHS: batch}
-    frames: Axes = {LAST_HIDDEN_STATE: {0: "batch", 1: "frames"}, FRAME_LENGTHS: batch}
-    logits: Axes = {LOGITS: batch} if model.head is not None else {}
-    kernel = model.first_kernel
-
-    whole = GraphOnnxConfig(model, waveform, axes, frames | {EMBEDDING: batch} | logits)
-    proto = _trace(model, whole, folder / GRAPH_NAME)
-    onnx.save(
-        proto,
-        folder / GRAPH_NAME,
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=DATA_NAME,
-        size_threshold=EXTERNAL_BYTES,
-    )
-    weights = {
-        tensor.name: tensor for tensor in onnx.load(folder / GRAPH_NAME, load_external_data=False).graph.initializer
+    samples = 4 * architecture.conv.receptive_field + (head.shortest if head else 0) * architecture.conv.stride
+    whole = {WAVEFORM: torch.randn(2, samples), LENGTHS: torch.tensor([samples, samples - 1])}
+    weights = {LAYER_WEIGHTS: torch.rand(architecture.layers + 1)}
+    moments = {MOMENTS: torch.rand(2, model.front_end.moments_size) + 0.5}
+    protos = {
+        LAYERS_NAME: _trace(model, whole | weights, folder),
+        WINDOWS_NAME: _trace(WindowGraph(model), whole | moments | weights, folder),
     }
+    if model.head is not None and head is not None and head.level == "utterance":
+        states = list(torch.rand(architecture.layers + 1, 2, head.shortest, architecture.hidden_size))
+        channels = model.head.frames(states, states[-1]).shape[-1]
+        pooled = torch.rand(2, len(head.pooling) * channels)
+        protos[HEAD_NAME] = _trace(HeadGraph(model.head), {POOLED: pooled}, folder)
+    if isinstance(model.front_end, LogMelFrontEnd):
+        protos[MEL_NAME] = _trace(MelGraph(model.front_end), {WAVEFORM: whole[WAVEFORM]}, folder)
+    places = _write_weights(model, protos.values(), folder / DATA_NAME)
+    for name, proto in protos.items():
+        _refer(proto, model, places)
+        onnx.save(proto, folder / name)
+    public = OnnxFile.read(folder / LAYERS_NAME).cut(public_outputs(head))
+    (folder / GRAPH_NAME).write_bytes(public)
+    for name in (GRAPH_NAME, *protos):
+        onnx.checker.check_model(folder / name, full_check=name != LAYERS_NAME)
+    optional = {name: folder / name if name in protos else None for name in (HEAD_NAME, MEL_NAME)}
+    return Graphs(
+        folder / GRAPH_NAME,
+        folder / LAYERS_NAME,
+        folder / WINDOWS_NAME,
+        optional[HEAD_NAME],
+        optional[MEL_NAME],
+        folder / DATA_NAME,
+    )
 
-    windows = WindowGraph(model)
-    moments = torch.rand(2, 2 + kernel + kernel**2) + 0.5
-    config = GraphOnnxConfig(windows, waveform | {MOMENTS: moments}, axes | {MOMENTS: batch}, frames)
-    _save_sharing(_trace(windows, config, folder / WINDOWS_NAME), folder / WINDOWS_NAME, weights)
-    if model.head is not None:
-        head = HeadGraph(model)
-        example = {EMBEDDING: torch.randn(2, model.config.hidden_size)}
-        config = GraphOnnxConfig(head, example, {EMBEDDING: batch}, logits)
-        _save_sharing(_trace(head, config, folder / HEAD_NAME), folder / HEAD_NAME, weights)
-    head_path = None if model.head is None else folder / HEAD_NAME
-    for path in filter(None, (folder / GRAPH_NAME, folder / WINDOWS_NAME, head_path)):
-        onnx.checker.check_model(path, full_check=True)
-    return Graphs(folder / GRAPH_NAME, folder / WINDOWS_NAME, head_path, folder / DATA_NAME)
 
-
-def _trace(model: torch.nn.Module, config: GraphOnnxConfig, path: Path) -> onnx.ModelProto:
-    """Trace a module through optimum's exporter and return it with its weights, raised to our operator set."""
+def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path) -> onnx.ModelProto:
+    """Trace a module through optimum's exporter, raised to our operator set; weights are still inputs."""
     register_symbolics(TRACED_OPSET)
-    with _quiet():
+    model = model.eval()
+    model.config = PretrainedConfig()
+    with torch.no_grad():
+        config = GraphOnnxConfig(inputs, model(**inputs))
+    path = folder / "traced.onnx"
+    without_weights = functools.partial(torch.onnx.export, export_params=False)
+    with _quiet(), mock.patch("torch.onnx.export", without_weights):
         # The dynamic-axes fix would open the graph in ONNX Runtime before its operator set is raised.
-        export(model.eval(), config, path, opset=TRACED_OPSET, disable_dynamic_axes_fix=True)
+        export(model, config, path, opset=TRACED_OPSET, disable_dynamic_axes_fix=True, do_constant_folding=False)
     proto = onnx.load(path)
     path.unlink()
-    path.with_name(f"{path.name}_data").unlink(missing_ok=True)  # written by the exporter beyond 2 GiB
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     proto.ir_version = IR_VERSION
@@ -128,18 +165,42 @@ def _trace(model: torch.nn.Module, config: GraphOnnxConfig, path: Path) -> onnx.
     return proto
 
 
-def _save_sharing(proto: onnx.ModelProto, path: Path, weights: dict[str, onnx.TensorProto]) -> None:
-    """Save a graph whose large weights are those of the main graph: same name, same shape, same place on disk."""
-    for tensor in proto.graph.initializer:
-        if len(tensor.raw_data) < EXTERNAL_BYTES:
-            continue
-        shared = weights[tensor.name]
-        if (shared.dims, shared.data_type) != (tensor.dims, tensor.data_type):
-            raise ValueError(f"{path.name}: {tensor.name} is not the weight of that name in {GRAPH_NAME}")
-        place = {entry.key: entry.value for entry in shared.external_data}
-        set_external_data(tensor, place["location"], int(place["offset"]), int(place["length"]))
-        tensor.ClearField("raw_data")
-    onnx.save(proto, path)
+def _inputs_of_nodes(proto: onnx.ModelProto) -> set[str]:
+    return {name for node in proto.graph.node for name in node.input}
+
+
+def _write_weights(model: torch.nn.Module, protos: Iterable[onnx.ModelProto], path: Path) -> dict[str, tuple[int, int]]:
+    """Write every weight that a graph uses, one after the other: its offset and length in bytes by name."""
+    used = set[str]().union(*(_inputs_of_nodes(proto) for proto in protos))
+    places: dict[str, tuple[int, int]] = {}
+    with path.open("wb") as file:
+        for name, tensor in model.state_dict().items():
+            if name in used and tensor.nbytes >= EXTERNAL_BYTES:
+                file.seek(-file.tell() % ALIGNMENT, os.SEEK_CUR)
+                places[name] = file.tell(), tensor.nbytes
+                tensor.contiguous().numpy().tofile(file)
+    return places
+
+
+def _refer(proto: onnx.ModelProto, model: torch.nn.Module, places: dict[str, tuple[int, int]]) -> None:
+    """Turn a graph's weights from inputs into initializers: large ones in the common file, small ones in the graph."""
+    weights, used = model.state_dict(), _inputs_of_nodes(proto)
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    named = [value.name for value in proto.graph.input if value.name in weights and value.name in used]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    for name in named:
+        array = weights[name].contiguous().numpy()
+        tensor = onnx.TensorProto(
+            name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        )
+        if name in places:
+            tensor.raw_data = b""  # of the field's presence, the next call makes sure
+            set_external_data(tensor, DATA_NAME, *places[name])
+            tensor.ClearField("raw_data")
+        else:
+            tensor.raw_data = array.tobytes()
+        proto.graph.initializer.append(tensor)
 
 
 @contextlib.contextmanager

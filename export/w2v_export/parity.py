@@ -32,8 +32,9 @@ def reference_outputs(
     cases |= {path.name: read_audio(path, architecture.sample_rate).samples for path in check}
     references = []
     for case, waveform in cases.items():
-        frames, pooled, logits = checkpoint.run(waveform)
-        references.append(Reference(case, np.asarray(waveform), frames, pooled, logits))
+        outputs = checkpoint.run(waveform)
+        pooled, layers = outputs.frames.mean(axis=0), outputs.layers.mean(axis=1)
+        references.append(Reference(case, np.asarray(waveform), outputs.frames, pooled, layers, outputs.head))
         done(len(references), len(cases))
     return references
 

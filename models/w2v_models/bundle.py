@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from w2v_models import verified
 from w2v_models.errors import BundleError
 from w2v_models.manifest import FileRecord, Manifest, PrecisionRecord
 
@@ -67,8 +71,13 @@ class Bundle:
             raise BundleError(f"{self.folder} holds no {name} graph; choose a precision that it holds: {held}.")
         return self.manifest.precisions[name]
 
-    def check(self, entry: FileRecord) -> Path:
+    def check(self, entry: FileRecord, remembered: bool = True) -> Path:
         """The path of a file of the bundle, once its kind, size and SHA-256 are those of the manifest.
+
+        Args:
+            entry: the file, by the manifest.
+            remembered: whether a large file that was found right before, and has not been touched since, counts as
+                right without being read again.
 
         Raises:
             BundleError: it is missing, not a regular file of its own inside the folder, or not what was recorded.
@@ -76,13 +85,39 @@ class Bundle:
         path = self.folder / entry.path
         try:
             status = path.lstat()
-            inside = path.resolve(strict=True) == self.folder.resolve(strict=True) / entry.path
+            real = self.folder.resolve(strict=True) / entry.path
+            if not stat.S_ISREG(status.st_mode) or path.resolve(strict=True) != real:
+                raise BundleError(f"{path} is not a regular file inside the bundle, as its manifest says it is.")
+            if status.st_nlink > 1:
+                raise BundleError(_linked(path, status.st_nlink))
+            if status.st_size != entry.size:
+                raise BundleError(
+                    f"{path} has {status.st_size} bytes where its manifest says {entry.size}. Export again."
+                )
+            if not _has_content(real, status, entry.sha256, remembered):
+                raise BundleError(f"{path} is not the file its manifest names (SHA-256 differs). Export again.")
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error.strerror}. Export the model again.") from None
-        if not stat.S_ISREG(status.st_mode) or not inside:
-            raise BundleError(f"{path} is not a regular file inside the bundle, as its manifest says it is.")
-        if status.st_size != entry.size:
-            raise BundleError(f"{path} has {status.st_size} bytes where its manifest says {entry.size}. Export again.")
-        if sha256(path) != entry.sha256:
-            raise BundleError(f"{path} is not the file its manifest names (SHA-256 differs). Export again.")
         return path
+
+
+def _has_content(path: Path, status: os.stat_result, expected: str, remembered: bool) -> bool:
+    """Whether a file has this SHA-256, by reading it or by having read it before."""
+    if remembered and verified.is_remembered(path, status, expected):
+        return True
+    start_ns = time.time_ns()
+    right = sha256(path) == expected
+    if right:
+        verified.remember(path, status, expected, start_ns)
+    else:
+        verified.forget(path)
+    return right
+
+
+def _linked(path: Path, names: int) -> str:
+    """The refusal of a file that is written, too, wherever its other names are."""
+    name, copy = shlex.quote(str(path)), shlex.quote(f"{path}.copy")
+    return (
+        f"{path} is a hard link, one of {names} names of the same file, so it changes with what lies outside the "
+        f"bundle. Make it a file of its own: cp -p --reflink=auto {name} {copy} && mv {copy} {name}"
+    )

@@ -9,63 +9,156 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-#: What all wav2vec 2.0 variants share, in the words of transformers' ``Wav2Vec2Config``.
-_COMMON: Final[dict[str, Any]] = {
+#: The strided convolutions that all of them but Wav2Vec2-BERT share, in the words of transformers' configs.
+_CONV: Final[dict[str, Any]] = {
     "conv_dim": [512] * 7,
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-    "num_conv_pos_embeddings": 128,
-    "num_conv_pos_embedding_groups": 16,
     "layer_norm_eps": 1e-5,
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
 }
-_BASE: Final = _COMMON | {
+_POSITION: Final = {"num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16}
+_LAYERED_POSITION: Final = {
+    "num_conv_pos_embeddings": 5,
+    "conv_pos_kernel_size": 19,
+    "num_conv_pos_embedding_groups": 16,
+}
+_BASE_SIZE: Final = {
     "num_hidden_layers": 12,
     "hidden_size": 768,
     "num_attention_heads": 12,
     "intermediate_size": 3072,
-    "feat_extract_norm": "group",
-    "do_stable_layer_norm": False,
-    "conv_bias": False,
 }
-_LARGE: Final = _COMMON | {
+_LARGE_SIZE: Final = {
     "num_hidden_layers": 24,
     "hidden_size": 1024,
     "num_attention_heads": 16,
     "intermediate_size": 4096,
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True,
-    "conv_bias": True,
 }
+_1B_SIZE: Final = _LARGE_SIZE | {"num_hidden_layers": 48, "hidden_size": 1280, "intermediate_size": 5120}
+_2B_SIZE: Final = _LARGE_SIZE | {"num_hidden_layers": 48, "hidden_size": 1920, "intermediate_size": 7680}
+_GROUP_NORM: Final = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
+_LAYER_NORM: Final = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+
+_BASE: Final = _CONV | _POSITION | _BASE_SIZE | _GROUP_NORM
+_LARGE: Final = _CONV | _POSITION | _LARGE_SIZE | _LAYER_NORM
+_WAVLM: Final = {"num_buckets": 320, "max_bucket_distance": 800}
+_CONFORMER: Final = _LARGE | {"hidden_act": "swish", "conv_depthwise_kernel_size": 31}
+_BERT: Final = _LARGE_SIZE | {
+    "hidden_act": "swish",
+    "feature_projection_input_dim": 160,
+    "position_embeddings_type": "relative_key",
+    "left_max_position_embeddings": 64,
+    "right_max_position_embeddings": 8,
+    "conv_depthwise_kernel_size": 31,
+    "layer_norm_eps": 1e-5,
+}
+
+#: Options of the feature extractors: models with layer norms throughout take a mask, those with a group norm none.
+_UNMASKED: Final = {"do_normalize": True, "return_attention_mask": False}
+_MASKED: Final = {"do_normalize": True, "return_attention_mask": True}
+
+_MICROSOFT: Final = "cc-by-sa-3.0"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A catalogue entry; ``config`` and ``labels`` hold what ``--random-weights`` builds the model from."""
+    """A catalogue entry; ``--random-weights`` builds the model from its ``config``, ``extractor`` and ``labels``.
+
+    ``labels`` are those of a regression head.
+    """
 
     id: str
     licence: str
     description: str
+    model_type: str
     config: dict[str, Any]
-    attention_mask: bool
+    extractor: dict[str, Any]
     labels: tuple[str, ...] = ()
 
 
+def _wav2vec2(model_id: str, description: str, config: dict[str, Any], licence: str = "apache-2.0") -> Variant:
+    extractor = _UNMASKED if config["feat_extract_norm"] == "group" else _MASKED
+    return Variant(model_id, licence, description, "wav2vec2", config, extractor)
+
+
 CATALOGUE: Final[tuple[Variant, ...]] = (
-    Variant("facebook/wav2vec2-base-960h", "apache-2.0", "base, 960 h of LibriSpeech", _BASE, False),
-    Variant("facebook/wav2vec2-large-robust", "apache-2.0", "large, robust pre-training", _LARGE, True),
-    Variant("facebook/wav2vec2-large-robust-ft-swbd-300h", "apache-2.0", "large, tuned on Switchboard", _LARGE, True),
-    Variant("facebook/wav2vec2-large-robust-ft-libri-960h", "apache-2.0", "large, tuned on LibriSpeech", _LARGE, True),
-    Variant("facebook/wav2vec2-large-xlsr-53", "apache-2.0", "large, 53 languages", _LARGE, True),
+    _wav2vec2("facebook/wav2vec2-base-960h", "base, 960 h of LibriSpeech", _BASE),
+    _wav2vec2("facebook/wav2vec2-large-robust", "large, robust pre-training", _LARGE),
+    _wav2vec2("facebook/wav2vec2-large-robust-ft-swbd-300h", "large, tuned on Switchboard", _LARGE),
+    _wav2vec2("facebook/wav2vec2-large-robust-ft-libri-960h", "large, tuned on LibriSpeech", _LARGE),
+    _wav2vec2("facebook/wav2vec2-large-xlsr-53", "large, 53 languages", _LARGE),
     Variant(
         "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim",
         "cc-by-nc-sa-4.0",
         "12 layers, tuned for emotion dimensions",
+        "wav2vec2",
         _LARGE | {"num_hidden_layers": 12},
-        True,
+        _MASKED,
         labels=("arousal", "dominance", "valence"),
     ),
+    _wav2vec2("facebook/wav2vec2-xls-r-300m", "large, 128 languages", _LARGE),
+    _wav2vec2("facebook/wav2vec2-xls-r-1b", "1 billion parameters, 128 languages", _LARGE | _1B_SIZE),
+    _wav2vec2("facebook/wav2vec2-xls-r-2b", "2 billion parameters, 128 languages", _LARGE | _2B_SIZE),
+    _wav2vec2("facebook/mms-300m", "large, 1400 languages", _LARGE, "cc-by-nc-4.0"),
+    _wav2vec2("facebook/mms-1b", "1 billion parameters, 1400 languages", _LARGE | _1B_SIZE, "cc-by-nc-4.0"),
+    _wav2vec2(
+        "facebook/mms-1b-all",
+        "mms-1b tuned with a language's adapters",
+        _LARGE | _1B_SIZE | {"adapter_attn_dim": 16},
+        "cc-by-nc-4.0",
+    ),
+    Variant("facebook/hubert-base-ls960", "apache-2.0", "HuBERT base", "hubert", _BASE, _UNMASKED),
+    Variant("facebook/hubert-large-ll60k", "apache-2.0", "HuBERT large", "hubert", _LARGE, _MASKED),
+    Variant(
+        "ntu-spml/distilhubert",
+        "apache-2.0",
+        "HuBERT base distilled to 2 layers",
+        "hubert",
+        _BASE | {"num_hidden_layers": 2, "feat_proj_layer_norm": False},
+        _UNMASKED,
+    ),
+    Variant("microsoft/wavlm-base-plus", _MICROSOFT, "WavLM base, 94 000 h", "wavlm", _BASE | _WAVLM, _UNMASKED),
+    Variant(
+        "microsoft/wavlm-large", _MICROSOFT, "WavLM large", "wavlm", _LARGE | _WAVLM | {"conv_bias": False}, _MASKED
+    ),
+    Variant("microsoft/unispeech-large-1500h-cv", _MICROSOFT, "UniSpeech large", "unispeech", _LARGE, _MASKED),
+    Variant("microsoft/unispeech-sat-base", _MICROSOFT, "UniSpeech-SAT base", "unispeech-sat", _BASE, _UNMASKED),
+    Variant("microsoft/unispeech-sat-large", _MICROSOFT, "UniSpeech-SAT large", "unispeech-sat", _LARGE, _MASKED),
+    Variant(
+        "facebook/data2vec-audio-base",
+        "apache-2.0",
+        "data2vec base",
+        "data2vec-audio",
+        _CONV | _LAYERED_POSITION | _BASE_SIZE | {"conv_bias": False},
+        _MASKED,
+    ),
+    Variant(
+        "facebook/data2vec-audio-large",
+        "apache-2.0",
+        "data2vec large",
+        "data2vec-audio",
+        _CONV | _LAYERED_POSITION | _LARGE_SIZE | {"conv_bias": False},
+        _MASKED,
+    ),
+    Variant(
+        "facebook/wav2vec2-conformer-rel-pos-large",
+        "apache-2.0",
+        "conformer, relative positions",
+        "wav2vec2-conformer",
+        _CONFORMER | {"position_embeddings_type": "relative"},
+        _MASKED,
+    ),
+    Variant(
+        "facebook/wav2vec2-conformer-rope-large-960h-ft",
+        "apache-2.0",
+        "conformer, rotary positions",
+        "wav2vec2-conformer",
+        _CONFORMER | {"position_embeddings_type": "rotary"},
+        _MASKED,
+    ),
+    Variant("facebook/w2v-bert-2.0", "mit", "Wav2Vec2-BERT, 143 languages, from log-mel", "wav2vec2-bert", _BERT, {}),
 )
 
 

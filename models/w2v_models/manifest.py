@@ -10,15 +10,16 @@ import dataclasses
 import hashlib
 import json
 import math
+import posixpath
 import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from w2v_models import schema
-from w2v_models.parity import ParityRow
+from w2v_models.parity import TOLERANCES, ParityRow
 
 #: Raised whenever the fields or the graph's contract change; a runtime reads exactly its own version.
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 WAVEFORM: Final = "waveform"
 LENGTHS: Final = "lengths"
@@ -26,13 +27,40 @@ LAST_HIDDEN_STATE: Final = "last_hidden_state"
 FRAME_LENGTHS: Final = "frame_lengths"
 EMBEDDING: Final = "embedding"
 LOGITS: Final = "logits"
-#: Third input of the graph for windows of long audio: the whole recording's statistics, as float32 in this order:
-#: mean and variance of its samples, then mean (k,) and covariance (k, k) of the frames that the first convolution
-#: (kernel k) sees. All of the waveform as it is, before any normalisation.
+#: A second output of speaker heads: the speaker vector.
+SPEAKER_EMBEDDINGS: Final = "embeddings"
+#: The reference's ``last_hidden_state``, after whatever follows the last block.
+LAST_LAYER: Final = "last"
+#: The sum of the layers 0 … L, each times its element of the input ``layer_weights`` (L + 1,).
+WEIGHTED_LAYERS: Final = "weighted"
+LAYER_WEIGHTS: Final = "layer_weights"
+#: Third input of the graph for windows of long audio: the whole recording's statistics as float32. For the front end
+#: ``waveform``, in this order, mean and variance of its samples, then mean (k,) and covariance (k, k) of the frames
+#: that the first convolution (kernel k) sees, all of the waveform as it is, before any normalisation. For
+#: ``log-mel``, mean and variance of each mel band.
 MOMENTS: Final = "moments"
+#: What windows yield for a head, and what the head takes: statistics of those over the whole recording.
+HEAD_FRAMES: Final = "head_frames"
+POOLED: Final = "pooled"
+#: Log-mel frames of a piece of audio, whose statistics are the moments of that front end.
+MEL: Final = "mel"
+
+WAVEFORM_FRONT_END: Final = "waveform"
+LOG_MEL_FRONT_END: Final = "log-mel"
 
 RANDOM_WEIGHTS: Final = "random"
 CHECKPOINT_WEIGHTS: Final = "checkpoint"
+
+
+def frames_output(layer: str) -> str:
+    """The output with a layer's frames: of ``last``, ``weighted`` or a number from 0."""
+    return LAST_HIDDEN_STATE if layer == LAST_LAYER else f"layer_{layer}"
+
+
+def pooled_output(layer: str, pooling: str) -> str:
+    """The output with a statistic over a layer's frames."""
+    return EMBEDDING if (layer, pooling) == (LAST_LAYER, "mean") else f"{frames_output(layer)}_{pooling}"
+
 
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
@@ -97,7 +125,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.weights not in (RANDOM_WEIGHTS, CHECKPOINT_WEIGHTS):
-            raise ValueError(f"weights must be {CHECKPOINT_WEIGHTS!r} or {RANDOM_WEIGHTS!r}, not {self.weights!r}")
+            raise ValueError(f"weights must be {CHECKPOINT_WEIGHTS!r} or {RANDOM_WEIGHTS!r}, not {self.weights!r:.80}")
         if (self.weights == RANDOM_WEIGHTS) != (self.seed is not None):
             raise ValueError("a seed goes with random weights, and only with them")
 
@@ -112,6 +140,7 @@ class Architecture:
     """The shape of the encoder, enough to count its frames and its arithmetic."""
 
     model_type: str
+    front_end: str
     sample_rate: int
     conv: ConvStack
     hidden_size: int
@@ -121,6 +150,8 @@ class Architecture:
     normalise: bool
 
     def __post_init__(self) -> None:
+        if self.front_end not in (WAVEFORM_FRONT_END, LOG_MEL_FRONT_END):
+            raise ValueError(f"front_end must be {WAVEFORM_FRONT_END!r} or {LOG_MEL_FRONT_END!r}")
         sizes = (self.sample_rate, self.hidden_size, self.layers, self.attention_heads, self.intermediate_size)
         if min(sizes) < 1:
             raise ValueError("sample_rate and all sizes must be positive")
@@ -128,14 +159,39 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Head:
-    """A checkpoint's own output beside the embedding: its kind and the names of its columns, in order."""
+    """A checkpoint's own outputs beside the embedding.
+
+    ``labels`` name the columns of the last of ``outputs``, in order, which is what a run stores. At ``level``
+    ``frame`` there is one row a frame. At ``utterance``, the head takes the statistics ``pooling`` of frames of its
+    own, ``margin`` fewer than the encoder's on each side.
+    """
 
     kind: str
     labels: tuple[str, ...]
+    outputs: tuple[str, ...]
+    level: str
+    pooling: tuple[str, ...]
+    margin: int
 
     def __post_init__(self) -> None:
-        if not self.labels:
-            raise ValueError("a head needs labels")
+        if not self.labels or not self.outputs:
+            raise ValueError("a head needs labels and outputs")
+        if not set(self.outputs) <= {LOGITS, SPEAKER_EMBEDDINGS}:
+            raise ValueError(f"a head's outputs must be of {LOGITS!r} and {SPEAKER_EMBEDDINGS!r}")
+        if self.level not in ("utterance", "frame") or (self.level == "utterance") != bool(self.pooling):
+            raise ValueError("a head is of level 'utterance' with pooling, or of level 'frame' without")
+        if not set(self.pooling) <= {"mean", "std1"} or self.margin < 0:
+            raise ValueError("a head's pooling must be of 'mean' and 'std1', its margin not negative")
+
+    @property
+    def shortest(self) -> int:
+        """The fewest frames of the encoder that it can be computed from."""
+        return 2 * self.margin + (2 if "std1" in self.pooling else 1)
+
+
+def public_outputs(head: Head | None) -> tuple[str, ...]:
+    """Names of the public graph's outputs, in order."""
+    return (LAST_HIDDEN_STATE, FRAME_LENGTHS, EMBEDDING) + (head.outputs if head else ())
 
 
 @dataclass(frozen=True)
@@ -148,7 +204,7 @@ class FileRecord:
 
     def __post_init__(self) -> None:
         if not _SAFE_PATH.fullmatch(self.path):
-            raise ValueError(f"{self.path!r} is not a plain path inside the bundle")
+            raise ValueError(f"{self.path!r:.80} is not a plain path inside the bundle")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"{self.path}: sha256 must be 64 hexadecimal digits")
         if self.size < 0:
@@ -159,21 +215,28 @@ class FileRecord:
 class PrecisionRecord:
     """One precision of the bundle: its graphs, their common external data, and how it compared with PyTorch.
 
-    ``graph`` is the public one. ``windows`` takes windows of long audio with the whole recording's statistics, and
-    ``head`` the mean over all windows; both share the weights of ``graph``.
+    ``graph`` is the public one. ``layers`` has an output for each layer and statistic, and is cut to those asked for
+    before it is opened. ``windows`` takes windows of long audio with the whole recording's statistics, ``head``
+    what comes of all windows, and ``mel`` computes the frames whose statistics they share where those are log-mel.
     """
 
     graph: FileRecord
+    layers: FileRecord
     windows: FileRecord
     head: FileRecord | None
+    mel: FileRecord | None
     data: tuple[FileRecord, ...]
+    parity: tuple[ParityRow, ...]
+
+    def __post_init__(self) -> None:
+        if len({posixpath.dirname(record.path) for record in self.files}) > 1:
+            raise ValueError("all files of a precision must be in one folder")
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """Every file of this precision."""
-        return (self.graph, self.windows, *((self.head,) if self.head else ()), *self.data)
-
-    parity: tuple[ParityRow, ...]
+        """Every file of this precision; all stand in one folder, since a graph names its data from its own."""
+        graphs = (self.graph, self.layers, self.windows, self.head, self.mel)
+        return (*(record for record in graphs if record is not None), *self.data)
 
 
 @dataclass(frozen=True)
@@ -193,6 +256,11 @@ class Manifest:
     def __post_init__(self) -> None:
         if not self.precisions:
             raise ValueError("a bundle needs at least one precision")
+        for name, entry in self.precisions.items():
+            if name not in TOLERANCES:
+                raise ValueError(f"precision {name!r:.80} is unknown; there are {', '.join(TOLERANCES)}")
+            if unknown := {row.output for row in entry.parity} - TOLERANCES[name].keys():
+                raise ValueError(f"{name} has parity rows of unknown outputs: {schema.listed(unknown)}")
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -201,8 +269,8 @@ class Manifest:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the graph's outputs, in order; ``logits`` only with a head."""
-        return (LAST_HIDDEN_STATE, FRAME_LENGTHS, EMBEDDING) + ((LOGITS,) if self.head else ())
+        """Names of the graph's outputs, in order; those of the head only where there is one."""
+        return public_outputs(self.head)
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
@@ -226,11 +294,9 @@ class Manifest:
         Raises:
             ValueError: it is not JSON, of another format version, or breaks a rule of this module.
         """
-        try:
-            data: Any = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"manifest is not JSON: {error}") from None
+        data = schema.parse(text, "manifest")
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
-            raise ValueError(f"manifest.format_version is {version!r}; this release reads version {FORMAT_VERSION}")
+            shown = schema.shown(version)
+            raise ValueError(f"manifest.format_version is {shown}; this release reads version {FORMAT_VERSION}")
         return schema.read(cls, data, "manifest")

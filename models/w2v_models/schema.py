@@ -3,11 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 import types
 import typing
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final, NoReturn, TypeVar
 
 T = TypeVar("T")
+
+#: Names in a message: a file may hold any number of wrong ones.
+_MAX_LISTED: Final = 8
+
+
+def parse(text: str | bytes, where: str) -> Any:
+    """Decode JSON as the standard has it: no ``NaN``, no name twice in an object, UTF-8 throughout.
+
+    Raises:
+        ValueError: it is something else, or nested deeper than Python goes.
+    """
+    try:
+        decoded = text if isinstance(text, str) else text.decode()
+        decoded.encode()  # lone surrogates are no text
+        return json.loads(decoded, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        times = Counter(name for name, _ in pairs)
+        raise ValueError(f"an object names {listed(name for name in times if times[name] > 1)} more than once")
+    return made
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
 
 
 def read(kind: type[T], data: Any, where: str) -> T:
@@ -31,12 +64,23 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if origin is dict:
         _expect(isinstance(data, dict), where, "an object", data)
-        return {key: _read(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
+        return {_read(str, key, where): _read(arguments[1], value, f"{where}.{key:.80}") for key, value in data.items()}
     if kind is float:
         _expect(isinstance(data, int | float) and not isinstance(data, bool), where, "a number", data)
+        _expect(abs(data) <= sys.float_info.max, where, "a number within the range of float", data)
         return float(data)
     _expect(type(data) is kind, where, f"of type {kind.__name__}", data)
+    _expect(kind is not str or _is_text(data), where, "text that UTF-8 can hold", data)
     return data
+
+
+def _is_text(data: str) -> bool:
+    """Whether it has no lone surrogates, which JSON can write as escapes."""
+    try:
+        data.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_fields(kind: Any, data: Any, where: str) -> Any:
@@ -44,9 +88,9 @@ def _read_fields(kind: Any, data: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(data) - fields):
-        raise ValueError(f"{where} has unknown fields: {', '.join(unknown)}")
+        raise ValueError(f"{where} has unknown fields: {listed(unknown)}")
     if missing := sorted(fields - set(data)):
-        raise ValueError(f"{where} lacks fields: {', '.join(missing)}")
+        raise ValueError(f"{where} lacks fields: {listed(missing)}")
     values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in data}
     try:
         return kind(**values)
@@ -56,4 +100,19 @@ def _read_fields(kind: Any, data: Any, where: str) -> Any:
 
 def _expect(condition: bool, where: str, what: str, data: Any) -> None:
     if not condition:
-        raise ValueError(f"{where} must be {what}, not {data!r:.80}")
+        raise ValueError(f"{where} must be {what}, not {shown(data)}")
+
+
+def shown(data: Any) -> str:
+    """A value for a message, cut to a length that can be read."""
+    try:
+        return f"{data!r:.80}"
+    except (RecursionError, ValueError):  # nested too deep, or an integer of too many digits
+        return f"a {type(data).__name__} that is too large to show"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: the first few, each cut to a length that can be read, control characters escaped."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _MAX_LISTED} more" if len(ordered) > _MAX_LISTED else ""
+    return ", ".join(f"{name!r:.80}"[1:-1] for name in ordered[:_MAX_LISTED]) + more

@@ -203,14 +203,15 @@ def _mean(block: npt.NDArray[np.generic]) -> Samples:
     """The mean of the channels, summed in float64, column by column: numpy is slow at reducing a short last axis."""
     if block.shape[1] == 1:
         return _as_float32(block[:, 0])
-    total = block[:, 0].astype(np.float64)
-    for column in block.T[1:]:
-        total += column
+    with np.errstate(invalid="ignore"):  # infinities of both signs make no number, which is refused
+        total = block[:, 0].astype(np.float64)
+        for column in block.T[1:]:
+            total += column
     return _as_float32(total / block.shape[1])
 
 
 def _as_float32(values: npt.NDArray[np.generic]) -> Samples:
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite, and refused
         return np.ascontiguousarray(values, np.float32)
 
 

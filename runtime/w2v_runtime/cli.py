@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 NAME: Final = "w2v-embed"
 FINISHED_WITH_FAILURES: Final = 3
+#: Folders without audio that are named in the refusal.
+_NAMED_PLACES: Final = 3
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -25,7 +29,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command(no_args_is_help=True)
 def embed(
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="INPUT ...", help="Audio files, and folders to search.")
+        list[str] | None, typer.Argument(metavar="INPUT", help="Audio files, and folders to search.")
     ] = None,
     model: Annotated[
         str | None,
@@ -45,8 +49,10 @@ def embed(
     ] = None,
     null: Annotated[bool, typer.Option("--null", help="The list is separated by NUL bytes.")] = False,
     level: Annotated[str, typer.Option(help="utterance or frame.")] = "utterance",
-    pooling: Annotated[str, typer.Option(help="mean, std, min, max, or several with commas.")] = "mean",
-    layer: Annotated[str, typer.Option(help="last, or what the bundle holds.")] = "last",
+    pooling: Annotated[
+        str | None, typer.Option(help="mean, std, min, max, or several with commas. [default: mean]")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="last, a number from 0, several with commas, or all.")] = "last",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="One that the bundle holds.")] = "fp32",
     batch_seconds: Annotated[
@@ -70,13 +76,18 @@ def embed(
     strict: Annotated[bool, typer.Option("--strict", help="Warnings about an input become failures.")] = False,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts of the inputs.")] = "1/1",
     hash_: Annotated[bool, typer.Option("--hash", help="Resume compares contents, not size and time.")] = False,
+    layer_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One vector from a weighted sum of all layers.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only errors.")] = False,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress, but the summary.")] = False,
+    _version: Annotated[bool, terminal.version_option(NAME)] = False,
 ) -> None:
     """Embed recordings with an exported wav2vec 2.0 model."""
     with terminal.command(NAME):
         from w2v_runtime.corpus import CorpusOptions
         from w2v_runtime.inputs import Shard, check_list
+        from w2v_runtime.layer_weights import read_weights
         from w2v_runtime.long import Windowing
         from w2v_runtime.results import Request
         from w2v_runtime.run import RunOptions
@@ -90,10 +101,12 @@ def embed(
             check_list(files_from)
         if resume and overwrite:
             raise RefusedError("--resume and --overwrite exclude each other.")
+        if level == "frame" and pooling is not None:
+            raise RefusedError("--pooling makes one vector of all frames, so leave it or --level frame out.")
         options = RunOptions(
             Path(output),
             output_format(output),
-            Request.of(level, pooling, layer),
+            Request.of(level, pooling or "mean", layer, None if layer_weights is None else read_weights(layer_weights)),
             CorpusOptions(_channel(channel), pad_short, strict, batch_seconds, jobs),
             Windowing(window, context),
             Shard.of(shard),
@@ -139,37 +152,45 @@ def _run(
 
     bundle = library.find(model)
     bundle.precision(precision)
+    request = options.request.resolved(bundle.manifest.architecture.layers)
+    options = dataclasses.replace(options, request=request)
     if not quiet:
         terminal.note_random_weights(NAME, bundle.manifest.source)
     if options.format == "stdout":
-        embedder = Embedder(bundle, device, precision, threads, options.windowing)
-        return stream(embedder, sources, options)
+        inputs = sources.begun()
+        embedder = Embedder(bundle, device, precision, threads, options.windowing, request)
+        return stream(embedder, inputs, options)
     check_place(options.output, options.format, overwrite=True)
     header = header_of(bundle, precision, options)
     with locked(options.output):
         check_output(options, header)
-        embedder = Embedder(bundle, device, precision, threads, options.windowing)
-        embedder.check(options.request)
+        inputs = sources.begun()
+        embedder = Embedder(bundle, device, precision, threads, options.windowing, request)
         with shown(sources, options.shard, hidden=no_progress) as progress:
-            return run(embedder, iter(sources), options, header, progress)
+            return run(embedder, inputs, options, header, progress)
 
 
 def _summary_line(summary: Summary, options: RunOptions) -> str:
-    audio, wall = summary.audio_seconds, max(summary.wall_seconds, 1e-9)
-    if not summary.embedded + summary.recalled + summary.failed:
-        return "no audio was found in the inputs"
-    parts = [
-        f"{summary.embedded} files embedded",
-        f"{_duration(audio)} of audio in {_duration(wall)} ({audio / wall:.1f} × real time)",
-        f"padding {summary.padding:.1%}",
-        f"engine busy {summary.engine_seconds / wall:.0%}",
-    ]
-    if summary.recalled:
-        parts.insert(0, f"{summary.recalled} files were finished already")
+    place = "" if options.format == "stdout" else f" → {options.output}"
+    were = "was" if summary.recalled == 1 else "were"
+    finished = f"{terminal.count_of(summary.recalled, 'file')} {were} finished already"
+    if not summary.embedded + summary.failed:
+        empty = f"shard {options.shard.index}/{options.shard.count} holds none of the inputs"
+        return f"nothing to do: {finished if summary.recalled else empty}{place}"
+    parts = [finished] if summary.recalled else []
+    parts.append(f"{terminal.count_of(summary.embedded, 'file')} embedded")
+    if summary.embedded:
+        audio, wall = summary.audio_seconds, max(summary.wall_seconds, 1e-9)
+        parts.append(f"{_duration(audio)} of audio in {_duration(wall)} ({audio / wall:.1f} × real time)")
+        if summary.padded_samples:
+            parts.append(f"padding {summary.padding:.1%}")
+        parts.append(f"engine busy {summary.engine_seconds / wall:.0%}")
+    if summary.warned:
+        where = "" if options.format == "stdout" else ", listed in its metadata"
+        parts.append(f"{summary.warned} with warnings{where}")
     if summary.failed:
         where = f" (see {options.failures_path})" if options.failures_path else ""
         parts.append(f"{summary.failed} failed{where}")
-    place = "" if options.format == "stdout" else f" → {options.output}"
     return ", ".join(parts) + place
 
 
@@ -188,6 +209,24 @@ class Sources:
         from w2v_runtime.inputs import list_inputs
 
         return list_inputs(self._arguments, self._files_from, self._null)
+
+    def begun(self) -> Iterator[str]:
+        """The inputs, once it is known that there is one; of a pipe that takes until its first line.
+
+        Raises:
+            RefusedError: there is none; the message names where they were looked for.
+        """
+        inputs = iter(self)
+        first = next(inputs, None)
+        if first is None:
+            places = self._arguments[:_NAMED_PLACES]
+            if len(self._arguments) > _NAMED_PLACES:
+                places.append("…")
+            if self._files_from is not None:
+                places.append(f"the list {'on standard input' if self._files_from == '-' else self._files_from}")
+            found = f"no audio was found in {', '.join(places)}"
+            raise RefusedError(f"{found}; name recordings, or folders that hold some.")
+        return itertools.chain([first], inputs)
 
 
 def main() -> None:

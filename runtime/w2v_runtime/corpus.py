@@ -13,6 +13,7 @@ from w2v_models.errors import AudioError, RefusedError, W2VError
 from w2v_runtime import processors
 from w2v_runtime.audio import Audio
 from w2v_runtime.batching import Pool
+from w2v_runtime.long import Advance
 from w2v_runtime.results import Embedding, Failure, Request
 
 if TYPE_CHECKING:
@@ -78,18 +79,22 @@ def embed_paths(
 
 
 def embed_inputs(
-    embedder: Embedder, inputs: Iterable[Input], request: Request, options: CorpusOptions
+    embedder: Embedder,
+    inputs: Iterable[Input],
+    request: Request,
+    options: CorpusOptions,
+    advance: Advance = lambda seconds: None,
 ) -> Generator[Finished, None, None]:
     """Embed inputs and yield batch after batch, nearly in order. While one batch runs, the next is ready.
 
+    ``advance(seconds)`` tells how much of a long recording is done while it runs.
     Closed between two of them, as by an interrupt, it stops the one in the engine.
     """
-    embedder.check(request)
     jobs = options.jobs or processors.available()
     with _workers(embedder, jobs) as (decoder, runner):
         running: deque[Future[Finished]] = deque()
         for batch in _batches(embedder, _decoded(embedder, inputs, options, decoder, jobs), options):
-            running.append(runner.submit(_run, embedder, batch, request, options))
+            running.append(runner.submit(_run, embedder, batch, request, options, advance))
             if len(running) > 1:
                 yield running.popleft().result()
         while running:
@@ -152,9 +157,11 @@ def _batches(embedder: Embedder, decoded: Iterator[_Decoded], options: CorpusOpt
         failed = []
 
 
-def _run(embedder: Embedder, batch: list[_Decoded], request: Request, options: CorpusOptions) -> Finished:
+def _run(
+    embedder: Embedder, batch: list[_Decoded], request: Request, options: CorpusOptions, advance: Advance
+) -> Finished:
     if batch[0].audio is None:
-        return _run_long(embedder, batch[0].input, request, options)
+        return _run_long(embedder, batch[0].input, request, options, advance)
     results: list[tuple[Input, Embedding | Failure]] = [
         (item.input, item.audio) for item in batch if isinstance(item.audio, Failure)
     ]
@@ -164,9 +171,9 @@ def _run(embedder: Embedder, batch: list[_Decoded], request: Request, options: C
     return Finished(tuple(results), sum(lengths), max(lengths, default=0) * len(lengths))
 
 
-def _run_long(embedder: Embedder, item: Input, request: Request, options: CorpusOptions) -> Finished:
+def _run_long(embedder: Embedder, item: Input, request: Request, options: CorpusOptions, advance: Advance) -> Finished:
     try:
-        embedding = embedder.embed_stream(item.path, options.channel, request)
+        embedding = embedder.embed_stream(item.path, options.channel, request, advance)
         _refuse_warnings(embedding.warnings, options)
     except AudioError as error:
         return Finished(((item, Failure(item.path, "read", str(error))),))

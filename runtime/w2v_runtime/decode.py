@@ -40,7 +40,8 @@ class Decoder:
         self.warnings: tuple[str, ...] = ()
         self._descriptor = open_regular(path)
         try:
-            self.size = os.fstat(self._descriptor).st_size
+            status = os.fstat(self._descriptor)
+            self.size, self._modified_ns = status.st_size, status.st_mtime_ns
             self._sound = self._open_first()
             self.rate, self.channels = self._sound.rate, self._sound.channels
             self._data = headers.data_chunk(self._descriptor, self.size)
@@ -70,11 +71,13 @@ class Decoder:
         """Yield blocks (frames, channels) of bounded size; full scale is 1.
 
         Raises:
-            AudioError: the file is damaged, holds no samples, or changes its rate or channel count.
+            AudioError: the file is damaged, holds no samples, changes its rate or channel count, or was written to
+                since it was opened.
         """
         yield from self._stream()
         while self._open_next():
             yield from self._stream()
+        self._check_unchanged()
         if self.frames == 0:
             raise AudioError(self._no_samples())
         if self._sound.container == "OGG" and not self.warnings:
@@ -139,7 +142,7 @@ class Decoder:
         except SoundError as fault:
             foreign = headers.foreign_format(os.pread(self._descriptor, 512, 0))
             what = f": this looks like {foreign}" if foreign else f" or a damaged header ({fault})"
-            raise AudioError(f"unsupported format{what}; {_CONVERT}") from None
+            raise AudioError(f"unsupported format{what}; {headers.NOT_AUDIO.get(foreign or '', _CONVERT)}") from None
 
     def _check_header(self) -> None:
         check_layout(self.rate, self.channels)
@@ -147,6 +150,14 @@ class Decoder:
             raise AudioError(
                 f"the header's data size says {self._data.declared} bytes, but {self._data.available} follow; "
                 "write it as RF64: ffmpeg -i IN -rf64 auto OUT.wav"
+            )
+
+    def _check_unchanged(self) -> None:
+        status = os.fstat(self._descriptor)
+        if (status.st_size, status.st_mtime_ns) != (self.size, self._modified_ns):
+            raise AudioError(
+                f"written to while it was read: it had {self.size} bytes and has {status.st_size} now; "
+                "embed it again once it is complete."
             )
 
     def _check_ogg_end(self) -> None:

@@ -5,23 +5,32 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from w2v_models.bundle import Bundle
-from w2v_models.errors import AudioError, RefusedError
-from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, LENGTHS, LOGITS, WAVEFORM
+from w2v_models.errors import AudioError
+from w2v_models.manifest import (
+    FRAME_LENGTHS,
+    LAST_LAYER,
+    LAYER_WEIGHTS,
+    LENGTHS,
+    WAVEFORM,
+    Head,
+    frames_output,
+    pooled_output,
+)
 from w2v_runtime import library
 from w2v_runtime.audio import Audio, from_array, open_audio
 from w2v_runtime.batching import pad
 from w2v_runtime.engine import Engine, open_engine
-from w2v_runtime.long import DEFAULT_WINDOWING, HeldStream, OpenStream, Windowing, embed_long
-from w2v_runtime.pooling import pool
-from w2v_runtime.results import LAST_LAYER, Embedding, Failure, FrameTimes, Request
+from w2v_runtime.long import DEFAULT_WINDOWING, Advance, HeldStream, OpenStream, Windowing, embed_long
+from w2v_runtime.results import Embedding, Failure, FrameTimes, Request
 
 Waveform = npt.NDArray[np.float32]
+DEFAULT_REQUEST: Final = Request()
 
 
 class Embedder:
@@ -33,8 +42,10 @@ class Embedder:
         precision: one that the bundle holds, such as ``fp32``.
         threads: threads inside the engine; None follows the processors that this process may use.
         windowing: how long audio is cut.
+        request: what it is opened for; anything else can be asked of it too, and opens the graph again.
 
     Raises:
+        RefusedError: the request names a layer that the model does not have.
         BundleError: the bundle is missing, damaged or lacks the precision.
         EngineError: the engine or device cannot be had.
     """
@@ -46,12 +57,14 @@ class Embedder:
         precision: str = "fp32",
         threads: int | None = None,
         windowing: Windowing = DEFAULT_WINDOWING,
+        request: Request = DEFAULT_REQUEST,
     ) -> None:
         self.bundle = model if isinstance(model, Bundle) else library.find(model)
         self.manifest = self.bundle.manifest
         self.precision = precision
         self.windowing = windowing
-        self.engine: Engine = open_engine(self.bundle, device, precision, threads)
+        outputs = self._outputs(self.resolve(request))
+        self.engine: Engine = open_engine(self.bundle, device, precision, threads, outputs)
 
     def __repr__(self) -> str:
         source = self.manifest.source
@@ -74,18 +87,22 @@ class Embedder:
         conv = self.manifest.architecture.conv
         return FrameTimes(conv.stride / self.sample_rate, conv.receptive_field / self.sample_rate)
 
+    def head(self, request: Request) -> Head | None:
+        """The head whose columns belong to the answer; one that answers frame by frame only to frames."""
+        head = self.manifest.head
+        return None if head is None or (head.level == "frame" and request.level != "frame") else head
+
     def dimension(self, request: Request) -> int:
         """D, the length of one vector of the answer to ``request``."""
         return self.manifest.architecture.hidden_size * (len(request.pooling) if request.level == "utterance" else 1)
 
-    def check(self, request: Request) -> None:
-        """Refuse what this bundle cannot compute.
+    def resolve(self, request: Request) -> Request:
+        """The request with its layers named.
 
         Raises:
-            RefusedError: a layer that the bundle does not hold.
+            RefusedError: a layer that the model does not have.
         """
-        if request.layers != (LAST_LAYER,):
-            raise RefusedError(f"layer {','.join(request.layers)!r} is not in this bundle, which holds: {LAST_LAYER}.")
+        return request.resolved(self.manifest.architecture.layers)
 
     def embed(
         self,
@@ -95,6 +112,7 @@ class Embedder:
         layer: str | int | Sequence[str | int] = LAST_LAYER,
         channel: int | None = None,
         pad_short: bool = False,
+        layer_weights: Sequence[float] | None = None,
     ) -> Embedding:
         """Embed one recording: a path, or (waveform, sample rate) with shape (samples,) or (samples, channels).
 
@@ -102,8 +120,7 @@ class Embedder:
             AudioError: it cannot be read, or is too short for one frame.
             RefusedError: the level, pooling or layer is not to be had.
         """
-        request = Request.of(level, pooling, layer)
-        self.check(request)
+        request = self.resolve(Request.of(level, pooling, layer, layer_weights))
         if isinstance(audio, np.ndarray):
             raise TypeError("a waveform needs its sample rate: embed((waveform, sample_rate)).")
         if not isinstance(audio, tuple):
@@ -125,12 +142,13 @@ class Embedder:
         level: str = "utterance",
         pooling: str | Sequence[str] = "mean",
         layer: str | int | Sequence[str | int] = LAST_LAYER,
+        layer_weights: Sequence[float] | None = None,
         **options: Any,
     ) -> Iterator[Embedding | Failure]:
         """Embed many recordings: one :class:`Embedding` or :class:`Failure` each, in the order of ``paths``."""
         from w2v_runtime.corpus import CorpusOptions, embed_paths
 
-        request = Request.of(level, pooling, layer)
+        request = self.resolve(Request.of(level, pooling, layer, layer_weights))
         return embed_paths(self, (os.fspath(path) for path in paths), request, CorpusOptions(**options))
 
     def read(self, path: str, channel: int | None = None, pad_short: bool = False) -> Audio | None:
@@ -152,53 +170,77 @@ class Embedder:
         return self._long_enough(audio, pad_short)
 
     def _long_enough(self, audio: Audio, pad_short: bool) -> Audio:
-        shortest = self.manifest.architecture.conv.receptive_field
+        conv, head = self.manifest.architecture.conv, self.manifest.head
+        shortest = conv.receptive_field + ((head.shortest if head else 1) - 1) * conv.stride
         if len(audio.samples) >= shortest:
             return audio
-        have = f"{len(audio.samples)} samples at {self.sample_rate} Hz, one frame needs {shortest}"
+        what = "one frame" if head is None or head.shortest == 1 else f"the {head.kind} head"
+        have = f"{len(audio.samples)} samples at {self.sample_rate} Hz, {what} needs {shortest}"
         if not pad_short:
             raise AudioError(f"too short: {have}; --pad-short embeds it with silence added.")
         samples = np.pad(audio.samples, (0, shortest - len(audio.samples)))
         return Audio(samples, audio.rate, audio.duration, (*audio.warnings, f"padded with silence: {have}"))
 
-    def embed_stream(self, path: str, channel: int | None, request: Request) -> Embedding:
+    def embed_stream(
+        self, path: str, channel: int | None, request: Request, advance: Advance = lambda seconds: None
+    ) -> Embedding:
         """Embed a recording of any length in windows, never holding the whole of it.
+
+        ``advance(seconds)`` is called after each window with the seconds of the recording that are done.
 
         Raises:
             AudioError: it cannot be read, or changed while it was read.
         """
-        return self._embed_long(path, lambda: open_audio(path, self.sample_rate, channel), request)
+        return self._embed_long(path, lambda: open_audio(path, self.sample_rate, channel), request, advance)
 
-    def _embed_long(self, path: str, open_stream: OpenStream, request: Request) -> Embedding:
-        return embed_long(self.engine, self.manifest, self.windowing, path, open_stream, request)
+    def _embed_long(
+        self, path: str, open_stream: OpenStream, request: Request, advance: Advance = lambda seconds: None
+    ) -> Embedding:
+        head = self.head(request)
+        return embed_long(self.engine, self.manifest, self.windowing, path, open_stream, request, head, advance)
 
     def embed_batch(self, paths: Sequence[str], audios: Sequence[Audio], request: Request) -> list[Embedding]:
         """Embed prepared audio as one batch."""
-        in_graph = request.level == "utterance" and request.pooling == ("mean",)
-        outputs = [EMBEDDING] if in_graph else [LAST_HIDDEN_STATE, FRAME_LENGTHS]
-        if self.manifest.head:
-            outputs.append(LOGITS)
-        results = dict(zip(outputs, self.forward([audio.samples for audio in audios], outputs), strict=True))
-        logits = results.get(LOGITS)
-        if in_graph:
-            values = list(results[EMBEDDING])
-        else:
-            frames = [
-                row[:length] for row, length in zip(results[LAST_HIDDEN_STATE], results[FRAME_LENGTHS], strict=True)
-            ]
-            values = frames if request.level == "frame" else [pool(rows, request.pooling) for rows in frames]
-        return [
-            Embedding(
-                path,
-                values[i].copy(),
-                audio.duration,
-                None if logits is None else logits[i].copy(),
-                audio.warnings,
-            )
-            for i, (path, audio) in enumerate(zip(paths, audios, strict=True))
-        ]
+        names, head = self._outputs(request), self.head(request)
+        arrays = self.forward([audio.samples for audio in audios], names, layer_weights=request.layer_weights)
+        outputs = dict(zip(names, arrays, strict=True))
+        columns = None if head is None else outputs.pop(head.outputs[-1])
+        lengths = outputs.pop(FRAME_LENGTHS, None)
+        frame_columns = head is not None and head.level == "frame"
+        embeddings = []
+        for i, (path, audio) in enumerate(zip(paths, audios, strict=True)):
+            end = None if lengths is None else lengths[i]
+            values = _assembled([array[i, :end] for array in outputs.values()], request)
+            logits = None if columns is None else columns[i, : end if frame_columns else None].copy()
+            embeddings.append(Embedding(path, values, audio.duration, logits, audio.warnings))
+        return embeddings
 
-    def forward(self, waveforms: Sequence[Waveform], outputs: Sequence[str], fill: float = 0.0) -> list[Any]:
+    def _outputs(self, request: Request) -> list[str]:
+        """The graph's outputs that a request needs, its vectors first, layer by layer."""
+        head = self.head(request)
+        columns = [] if head is None else [head.outputs[-1]]
+        if request.level == "frame":
+            return [frames_output(layer) for layer in request.layers] + [FRAME_LENGTHS, *columns]
+        return [pooled_output(layer, name) for layer in request.layers for name in request.pooling] + columns
+
+    def forward(
+        self,
+        waveforms: Sequence[Waveform],
+        outputs: Sequence[str],
+        fill: float = 0.0,
+        layer_weights: Sequence[float] | None = None,
+    ) -> list[Any]:
         """Run the graph on waveforms [(samples_i,)], padded with ``fill``, and return its ``outputs``."""
         waveform, lengths = pad(waveforms, fill)
-        return self.engine.run({WAVEFORM: waveform, LENGTHS: lengths}, outputs)
+        feeds: dict[str, npt.NDArray[Any]] = {WAVEFORM: waveform, LENGTHS: lengths}
+        if layer_weights is not None:
+            feeds[LAYER_WEIGHTS] = np.array(layer_weights, np.float32)
+        return self.engine.run(feeds, outputs)
+
+
+def _assembled(arrays: list[Waveform], request: Request) -> Waveform:
+    """One input's outputs as its values: statistics concatenated, several layers stacked before the last axis."""
+    if request.level == "utterance":
+        size = len(request.pooling)
+        arrays = [np.concatenate(arrays[i : i + size]) for i in range(0, len(arrays), size)]
+    return np.stack(arrays, axis=-2) if len(arrays) > 1 else arrays[0].copy()

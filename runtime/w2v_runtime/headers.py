@@ -43,6 +43,14 @@ _FOREIGN: Final[tuple[tuple[bytes, int, str], ...]] = (
     (b"\x1f\x8b", 0, "a gzip archive"),
 )
 
+#: What to do about files that are no recordings, by what :func:`foreign_format` calls them.
+NOT_AUDIO: Final = {
+    "a ZIP archive": "unpack it and name the recordings in it.",
+    "a gzip archive": "unpack it and name the recordings in it.",
+    "an HTML page": "it may stand for a recording that could not be downloaded; fetch that again.",
+    "text": "leave it out, or give it with --files-from if it is a list of recordings.",
+}
+
 _STREAM_STARTS: Final[dict[str, tuple[re.Pattern[bytes], int]]] = {
     # How a stream begins, and how far behind its first byte the decoder may have read when it stops there.
     "MP3": (re.compile(rb"ID3[\x02-\x04]|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]", re.DOTALL), 4),

@@ -7,6 +7,7 @@ all of their samples. So a window differs from the whole in one thing: how far a
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -17,8 +18,21 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import AudioError, RefusedError
-from w2v_models.manifest import EMBEDDING, LAST_HIDDEN_STATE, LENGTHS, LOGITS, MOMENTS, WAVEFORM, ConvStack, Manifest
-from w2v_runtime.moments import Moments
+from w2v_models.manifest import (
+    HEAD_FRAMES,
+    LAYER_WEIGHTS,
+    LENGTHS,
+    LOG_MEL_FRONT_END,
+    MEL,
+    MOMENTS,
+    POOLED,
+    WAVEFORM,
+    ConvStack,
+    Head,
+    Manifest,
+    frames_output,
+)
+from w2v_runtime.moments import MelMoments, WaveformMoments
 from w2v_runtime.pooling import RunningPool
 from w2v_runtime.results import Embedding, Request
 
@@ -68,6 +82,7 @@ class Stream(Protocol):
 
 
 OpenStream = Callable[[], AbstractContextManager[Stream]]
+Advance = Callable[[float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +114,17 @@ class Window:
     skip: int
 
 
-def plan_windows(samples: int, rate: int, conv: ConvStack, windowing: Windowing) -> Iterator[Window]:
+def plan_windows(
+    samples: int, rate: int, conv: ConvStack, windowing: Windowing, least_context: int = 0
+) -> Iterator[Window]:
     """Windows that together hold every frame of a recording of ``samples`` samples once.
 
-    Each starts on a frame's first sample, so that its frames are the whole recording's.
+    Each starts on a frame's first sample, so that its frames are the whole recording's. ``least_context`` frames are
+    seen on each side whatever the windowing.
     """
     frames = conv.num_frames(samples)
     size = max(1, round(windowing.window * rate / conv.stride))
-    context = round(windowing.context * rate / conv.stride)
+    context = max(least_context, round(windowing.context * rate / conv.stride))
     for first in range(0, frames, size):
         last = min(first + size, frames)
         begin, end = max(0, first - context), min(frames, last + context)
@@ -114,44 +132,115 @@ def plan_windows(samples: int, rate: int, conv: ConvStack, windowing: Windowing)
 
 
 def embed_long(
-    engine: Engine, manifest: Manifest, windowing: Windowing, path: str, open_stream: OpenStream, request: Request
+    engine: Engine,
+    manifest: Manifest,
+    windowing: Windowing,
+    path: str,
+    open_stream: OpenStream,
+    request: Request,
+    head: Head | None,
+    advance: Advance = lambda seconds: None,
 ) -> Embedding:
-    """Embed a recording of any length in two passes over its stream.
+    """Embed a recording of any length in two passes over its stream; ``head`` is that whose output is asked for.
+
+    ``advance(seconds)`` is called after each window with the seconds of the recording that are done.
 
     Raises:
         AudioError: it cannot be read, or changed between the passes.
         W2VError: the engine failed.
     """
-    architecture = manifest.architecture
-    moments = _moments(engine, architecture.conv, open_stream)
-    frames = architecture.conv.num_frames(moments.samples)
-    pooled = RunningPool()
-    values = _frame_array(frames, architecture.hidden_size) if request.level == "frame" else None
-    windows = plan_windows(moments.samples, architecture.sample_rate, architecture.conv, windowing)
+    architecture, margin = manifest.architecture, head.margin if head else 0
+    samples, moments = _moments(engine, manifest, open_stream)
+    frames = architecture.conv.num_frames(samples)
+    answer = _Frames(request, frames, architecture.hidden_size)
+    columns = None if head is None else _HeadColumns(engine, head, frames)
+    feeds = {MOMENTS: moments[None]}
+    if request.layer_weights is not None:
+        feeds[LAYER_WEIGHTS] = np.array(request.layer_weights, np.float32)
+    names = [frames_output(layer) for layer in request.layers] + ([HEAD_FRAMES] if head else [])
+    windows = plan_windows(samples, architecture.sample_rate, architecture.conv, windowing, margin)
+    done = 0
     with open_stream() as stream:
-        for window, samples in _cut(windows, stream):
-            block = _run(engine, window, samples, moments.vector())
-            pooled.add(block)
-            if values is not None:
-                values[window.first : window.last] = block
+        for window, block in _cut(windows, stream):
+            waveform = {WAVEFORM: block[None], LENGTHS: np.array([len(block)])}
+            *layers, last = (output[0] for output in engine.run(waveform | feeds, names, "windows"))
+            if columns is not None:
+                columns.add(window, last)
+            answer.add(window, layers if columns is not None else [*layers, last])
+            done = window.last
+            advance(done * architecture.conv.stride / architecture.sample_rate)
         duration, warnings = stream.duration, stream.warnings
-    if pooled.frames != frames:
+    if done != frames:
         raise AudioError("changed while it was read; embed it again.")
-    logits = None
-    if manifest.head:
-        feeds = {EMBEDDING: pooled.result(("mean",))[None]}
-        logits = engine.run(feeds, [LOGITS], "head")[0][0]
-    return Embedding(path, pooled.result(request.pooling) if values is None else values, duration, logits, warnings)
+    return Embedding(path, answer.result(), duration, None if columns is None else columns.result(), warnings)
 
 
-def _moments(engine: Engine, conv: ConvStack, open_stream: OpenStream) -> Moments:
-    moments = Moments(conv.kernels[0], conv.strides[0])
+class _Frames:
+    """Frames of one or several layers, window by window: kept at frame level, pooled in constant memory else."""
+
+    def __init__(self, request: Request, frames: int, size: int) -> None:
+        self._request = request
+        self._pools = [RunningPool() for _ in request.layers]
+        shape = (frames, len(request.layers), size) if len(request.layers) > 1 else (frames, size)
+        self._values = _frame_array(shape) if request.level == "frame" else None
+
+    def add(self, window: Window, layers: list[Samples]) -> None:
+        blocks = [layer[window.skip : window.skip + window.last - window.first] for layer in layers]
+        if self._values is not None:
+            self._values[window.first : window.last] = np.stack(blocks, axis=1) if len(blocks) > 1 else blocks[0]
+        else:
+            for pool, block in zip(self._pools, blocks, strict=True):
+                pool.add(block)
+
+    def result(self) -> Samples:
+        if self._values is not None:
+            return self._values
+        pooled = [pool.result(self._request.pooling) for pool in self._pools]
+        return np.stack(pooled) if len(pooled) > 1 else pooled[0]
+
+
+class _HeadColumns:
+    """A head's output over all windows: its frames are kept, or their statistics go through the rest of the head."""
+
+    def __init__(self, engine: Engine, head: Head, frames: int) -> None:
+        self._engine, self._head, self._frames = engine, head, frames
+        self._pool = RunningPool()
+        self._rows: list[Samples] = []
+
+    def add(self, window: Window, frames: Samples) -> None:
+        """Take in a window's head frames, the first of which is centred on the window's frame ``margin``."""
+        margin = self._head.margin
+        begin = window.first - window.skip + margin
+        first, last = max(window.first, margin), min(window.last, self._frames - margin)
+        block = frames[max(0, first - begin) : max(0, last - begin)]
+        if self._head.level == "frame":
+            self._rows.append(block.copy())
+        else:
+            self._pool.add(block)
+
+    def result(self) -> Samples:
+        if self._head.level == "frame":
+            return np.concatenate(self._rows)
+        feeds = {POOLED: self._pool.result(self._head.pooling)[None]}
+        columns: Samples = self._engine.run(feeds, [self._head.outputs[-1]], "head")[0][0]
+        return columns
+
+
+def _moments(engine: Engine, manifest: Manifest, open_stream: OpenStream) -> tuple[int, Samples]:
+    """Samples of the recording, and the statistics that its windows share."""
+    conv = manifest.architecture.conv
+    if manifest.architecture.front_end == LOG_MEL_FRONT_END:
+        moments: WaveformMoments | MelMoments = MelMoments(
+            conv.kernels[0], conv.strides[0], lambda block: engine.run({WAVEFORM: block[None]}, [MEL], "mel")[0][0]
+        )
+    else:
+        moments = WaveformMoments(conv.kernels[0], conv.strides[0])
     with open_stream() as stream:
         for block in stream:
             if engine.stopped:
                 break
             moments.add(block)
-    return moments
+    return moments.samples, moments.vector()
 
 
 def _cut(windows: Iterable[Window], blocks: Iterable[Samples]) -> Iterator[tuple[Window, Samples]]:
@@ -172,16 +261,9 @@ def _cut(windows: Iterable[Window], blocks: Iterable[Samples]) -> Iterator[tuple
         pass
 
 
-def _run(engine: Engine, window: Window, samples: Samples, moments: Samples) -> Samples:
-    feeds = {WAVEFORM: samples[None], LENGTHS: np.array([len(samples)]), MOMENTS: moments[None]}
-    (frames,) = engine.run(feeds, [LAST_HIDDEN_STATE], "windows")
-    result: Samples = frames[0, window.skip : window.skip + window.last - window.first]
-    return result
-
-
-def _frame_array(frames: int, size: int) -> Samples:
-    """(frames, size) float32, in a temporary file if it is large."""
-    if frames * size * 4 <= _IN_MEMORY_BYTES:
-        return np.empty((frames, size), np.float32)
+def _frame_array(shape: tuple[int, ...]) -> Samples:
+    """An array of float32, in a temporary file if it is large."""
+    if math.prod(shape) * 4 <= _IN_MEMORY_BYTES:
+        return np.empty(shape, np.float32)
     with tempfile.TemporaryFile(prefix="w2v-frames-") as file:
-        return np.memmap(file, np.float32, "w+", shape=(frames, size))
+        return np.memmap(file, np.float32, "w+", shape=shape)

@@ -7,27 +7,48 @@ All parts are read side by side, so memory holds one result of each.
 from __future__ import annotations
 
 import heapq
-import itertools
+import json
 import os
 import resource
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from w2v_models.errors import OutputError
 from w2v_runtime.inputs import Shard
-from w2v_runtime.results import Embedding, FrameTimes
-from w2v_runtime.spool import JOURNAL_SUFFIX, VALUES_SUFFIX, Entry, Header, beside, read_entries, write_journal
-from w2v_runtime.stores import Layout, OutputFormat, open_store, output_format, read_metadata, read_values
+from w2v_runtime.journal import (
+    FAILURES_SUFFIX,
+    JOURNAL_SUFFIX,
+    VALUES_SUFFIX,
+    Entry,
+    Header,
+    beside,
+    exists,
+    read_back,
+    read_entries,
+    write_journal,
+)
+from w2v_runtime.results import Embedding, Failure, FrameTimes
+from w2v_runtime.stores import Layout, OutputFormat, open_store, output_format, read_metadata
+from w2v_runtime.stores import check_output as check_place
+from w2v_runtime.stores.pending import PendingFile
 
 #: Metadata that follow from what a run computes, so that parts which differ in them do not belong together.
-_OF_THE_LAYOUT: Final = ("dim", "labels", "frame_step_seconds", "frame_width_seconds")
+_OF_THE_LAYOUT: Final = ("dim", "labels", "head_level", "frame_step_seconds", "frame_width_seconds")
 #: Metadata of single inputs; every store writes those that its own inputs have.
 _WARNINGS: Final = "warnings"
 #: Files that a part holds open while it is read, at most.
-_FILES_A_PART: Final = 3
+_FILES_A_PART: Final = 5
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What was joined: inputs that are embedded, and inputs that the parts' lists of failures name."""
+
+    embedded: int
+    failed: int
 
 
 @dataclass(frozen=True)
@@ -76,40 +97,66 @@ class Part:
         Raises:
             OutputError: the output does not hold what its journal says.
         """
-        entries, again = itertools.tee(self.entries())
-        values = read_values(self.path, self.kind, (entry.shape for entry in again))
-        return ((entry, entry.embedding(array)) for entry, array in zip(entries, values, strict=True))
+        return read_back(self.path, self.kind)
+
+    def failures(self) -> Iterator[bytes]:
+        """The lines of the list of failed inputs beside the output; none where there is no list.
+
+        Raises:
+            OutputError: the list is damaged.
+        """
+        path = beside(self.path, FAILURES_SUFFIX)
+        with suppress(FileNotFoundError), path.open("rb") as lines:
+            for line in lines:
+                if not _is_failure(line):
+                    raise OutputError(
+                        f"{path} is no list of failures; repeat w2v-embed --shard {self.header.shard} --resume, "
+                        "which writes it anew."
+                    )
+                yield line
 
 
-def merge(outputs: Sequence[str], merged: Path, kind: OutputFormat, overwrite: bool = False) -> int:
-    """Join ``outputs``, all parts of one whole in any order and of any formats, and return how many inputs they hold.
+def merge(outputs: Sequence[str], merged: Path, kind: OutputFormat, overwrite: bool = False) -> Joined:
+    """Join ``outputs``, all parts of one whole in any order and of any formats.
+
+    The lists of failures beside them are joined as well, shard by shard, into the one beside ``merged``; a list that a
+    run wrote elsewhere, with ``--failures``, is not known here.
 
     Raises:
         OutputError: a part is missing, repeated, unfinished, damaged or of another run, or ``merged`` exists.
         OSError: a part cannot be read or ``merged`` cannot be written; it then does not exist, or is as it was.
     """
-    _check_output(outputs, merged, overwrite)
+    _check_output(outputs, merged, kind, overwrite)
     parts = [Part.open(output) for output in outputs]
     _check_same_run(parts)
     _check_complete(parts)
     layout = _layout(parts)
     _allow_open_files(len(parts))
-    _write_output(parts, layout, merged, kind)
+    with ExitStack() as stack:
+        failures = PendingFile(beside(merged, FAILURES_SUFFIX), overwrite=True)
+        stack.callback(failures.discard)
+        failed = _write_failures(parts, failures)
+        _write_output(parts, layout, merged, kind)
+        # A list of failures is kept only where something failed, and never that of an output that was replaced.
+        failures.path.unlink(missing_ok=True)
+        if failed:
+            failures.commit()
     entries = heapq.merge(*(part.entries() for part in parts), key=lambda entry: entry.index)
     write_journal(
         beside(merged, JOURNAL_SUFFIX), Header(parts[0].header.fingerprint, shard="1/1", finished=True), entries
     )
     beside(merged, VALUES_SUFFIX).unlink(missing_ok=True)
-    return layout.count
+    return Joined(layout.count, failed)
 
 
-def _check_output(outputs: Sequence[str], merged: Path, overwrite: bool) -> None:
+def _check_output(outputs: Sequence[str], merged: Path, kind: OutputFormat, overwrite: bool) -> None:
     if os.path.realpath(merged) in map(os.path.realpath, outputs):
         raise OutputError(f"{merged} is one of the parts; name another output.")
-    exists = merged.exists() and not (merged.is_dir() and not any(merged.iterdir()))
-    if not overwrite and (exists or beside(merged, VALUES_SUFFIX).exists()):
-        state = "exists" if exists else "has an unfinished run beside it"
+    there = exists(merged)
+    if not overwrite and (there or beside(merged, VALUES_SUFFIX).exists()):
+        state = "exists" if there else "has an unfinished run beside it"
         raise OutputError(f"{merged} {state}; replace it with --overwrite, or name another output.")
+    check_place(merged, kind, overwrite=True)
 
 
 def _check_same_run(parts: Sequence[Part]) -> None:
@@ -161,6 +208,7 @@ def _layout(parts: Sequence[Part]) -> Layout:
         labels=tuple(metadata["labels"]),
         times=FrameTimes(metadata["frame_step_seconds"], metadata["frame_width_seconds"]),
         metadata=metadata,
+        head_level=metadata["head_level"] or "utterance",
     )
 
 
@@ -186,6 +234,25 @@ def _in_order(part: Part) -> Iterator[Entry]:
             )
         before = entry.index
         yield entry
+
+
+def _write_failures(parts: Sequence[Part], failures: PendingFile) -> int:
+    """Write the parts' lists of failures one after the other, and return how many lines there are."""
+    count = 0
+    with failures.create() as file:
+        for part in sorted(parts, key=lambda part: part.shard.index):
+            for line in part.failures():
+                file.write(line)
+                count += 1
+    return count
+
+
+def _is_failure(line: bytes) -> bool:
+    try:
+        Failure(**json.loads(line))
+    except (ValueError, TypeError):
+        return False
+    return line.endswith(b"\n")
 
 
 def _write_output(parts: Sequence[Part], layout: Layout, merged: Path, kind: OutputFormat) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from w2v_runtime import terminal
+from w2v_runtime.cli import FINISHED_WITH_FAILURES
 
 NAME: Final = "w2v-merge"
 
@@ -18,7 +20,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def merge(
     parts: Annotated[
         list[str],
-        typer.Argument(metavar="PART ...", help="Outputs of w2v-embed --shard, all of one run, in any order."),
+        typer.Argument(metavar="PART", help="Outputs of w2v-embed --shard, all of one run, in any order."),
     ],
     output: Annotated[
         str,
@@ -29,11 +31,13 @@ def merge(
         ),
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    _version: Annotated[bool, terminal.version_option(NAME)] = False,
 ) -> None:
     """Join the outputs of w2v-embed --shard runs into one, in the order of the inputs."""
     with terminal.command(NAME):
         from w2v_models.errors import RefusedError
         from w2v_runtime import merge as merging
+        from w2v_runtime.journal import FAILURES_SUFFIX, beside
         from w2v_runtime.lock import locked
         from w2v_runtime.stores import output_format
 
@@ -42,8 +46,10 @@ def merge(
             raise RefusedError("a merged output cannot go to standard output; name a file or folder.")
         path = Path(output)
         with locked(path):
-            count = merging.merge(parts, path, kind, overwrite)
-        terminal.say(NAME, f"{count} inputs from {len(parts)} parts → {path}")
+            joined = merging.merge(parts, path, kind, overwrite)
+        failed = f", {joined.failed} failed (see {beside(path, FAILURES_SUFFIX)})" if joined.failed else ""
+        terminal.say(NAME, f"{joined.embedded} inputs from {len(parts)} parts{failed} → {path}")
+    sys.exit(FINISHED_WITH_FAILURES if joined.failed else 0)
 
 
 def main() -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from typing import TYPE_CHECKING, Annotated, Final
+from collections.abc import Iterator
+from typing import Annotated, Final
 
 import typer
 
 from w2v_models.catalogue import CATALOGUE
 from w2v_models.errors import BundleError
-from w2v_models.parity import TOLERANCES, ParityRow, worst
+from w2v_models.parity import TOLERANCES, ParityRow, Tolerance, worst
 from w2v_runtime import library, terminal
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from w2v_runtime.tables import Table, pairs, width_of
 
 NAME: Final = "w2v-models"
 
@@ -22,7 +22,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 
 @app.callback()
-def models() -> None:
+def models(_version: Annotated[bool, terminal.version_option(NAME)] = False) -> None:
     """List, show and verify exported models."""
 
 
@@ -38,41 +38,49 @@ def list_models(
             found = [{"folder": str(b.folder), "model": b.manifest.source.model} for b in bundles]
             print(json.dumps({"catalogue": catalogue, "exported": found, "home": str(library.home())}, indent=2))
             return
-        from rich.table import Table
-
-        table = Table("model", "layers", "size", "licence", "what", title="Known models")
-        for variant in CATALOGUE:
-            layers, size = variant.config["num_hidden_layers"], variant.config["hidden_size"]
-            table.add_row(variant.id, str(layers), str(size), variant.licence, variant.description)
-        _print(table)
-        table = Table("model", "weights", "precisions", "exported", "folder", title=f"Exported to {library.home()}")
-        for bundle in bundles:
-            manifest = bundle.manifest
-            weights = f"random, seed {manifest.source.seed}" if manifest.source.random else "checkpoint"
-            precisions = ", ".join(manifest.precisions)
-            table.add_row(manifest.source.model, weights, precisions, manifest.created[:10], bundle.folder.name)
-        if bundles:
-            _print(table)
-        else:
+        known = [
+            (
+                variant.id,
+                str(variant.config["num_hidden_layers"]),
+                str(variant.config["hidden_size"]),
+                variant.licence,
+                variant.description,
+            )
+            for variant in CATALOGUE
+        ]
+        header = ("model", "layers", "size", "licence", "about")
+        _print(Table("Known models", header, known, right=frozenset({1, 2})).lines(width_of(sys.stdout)))
+        print()
+        if not bundles:
             print(f"Nothing is exported to {library.home()} yet.")
+            return
+        found_here = [
+            (
+                bundle.manifest.source.model,
+                f"random (seed {bundle.manifest.source.seed})" if bundle.manifest.source.random else "checkpoint",
+                ",".join(bundle.manifest.precisions),
+                bundle.manifest.created[:10],
+                bundle.folder.name,
+            )
+            for bundle in bundles
+        ]
+        header = ("model", "weights", "precisions", "exported", "folder")
+        _print(Table(f"Exported to {library.home()}", header, found_here).lines(width_of(sys.stdout)))
 
 
 @app.command()
-def show(bundle: Annotated[str, typer.Argument(help="Bundle folder or exported id.")]) -> None:
+def show(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder or exported id.")]) -> None:
     """A bundle's manifest, and its parity with PyTorch as measured at export."""
     with terminal.command(NAME):
         opened = library.find(bundle)
         manifest = opened.manifest
-        from rich.table import Table
-
-        table = Table("", "", title=str(opened.folder), show_header=False)
         source, architecture = manifest.source, manifest.architecture
         conv = architecture.conv
-        for key, value in {
+        described = {
             "model": source.model,
-            "revision": source.revision or "",
-            "weights": f"random, seed {source.seed}" if source.random else "from the checkpoint",
-            "licence": source.licence or "",
+            "revision": source.revision or "none",
+            "weights": f"random (seed {source.seed})" if source.random else "checkpoint",
+            "licence": source.licence or "unknown",
             "architecture": f"{architecture.model_type}, {architecture.layers} layers of {architecture.hidden_size}",
             "head": f"{manifest.head.kind}: {', '.join(manifest.head.labels)}" if manifest.head else "none",
             "sample rate": f"{architecture.sample_rate} Hz",
@@ -83,15 +91,15 @@ def show(bundle: Annotated[str, typer.Argument(help="Bundle folder or exported i
             ),
             "bundle hash": manifest.sha256,
             "exported": f"{manifest.created} with " + ", ".join(f"{k} {v}" for k, v in manifest.packages.items()),
-        }.items():
-            table.add_row(key, value)
-        _print(table)
+        }
+        _print(pairs(str(opened.folder), described, width_of(sys.stdout)))
         for name, entry in manifest.precisions.items():
-            _print(parity_table(entry.parity, name))
+            print()
+            _print(parity_table(entry.parity, name).lines(width_of(sys.stdout)))
 
 
 @app.command()
-def verify(bundle: Annotated[str, typer.Argument(help="Bundle folder or exported id.")]) -> None:
+def verify(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder or exported id.")]) -> None:
     """Check a bundle's files against their hashes, then its outputs against the stored reference vectors."""
     with terminal.command(NAME):
         from w2v_runtime.embedder import Embedder
@@ -100,14 +108,14 @@ def verify(bundle: Annotated[str, typer.Argument(help="Bundle folder or exported
         opened = library.find(bundle)
         terminal.note_random_weights(NAME, opened.manifest.source)
         for record in opened.manifest.files:
-            opened.check(record)
+            opened.check(record, remembered=False)
         print(f"{len(opened.manifest.files)} files match their SHA-256.")
         references = load_references(opened.check(opened.manifest.reference))
         passed = True
         for precision in opened.manifest.precisions:
             rows = compare(Embedder(opened, device="cpu", precision=precision), references)
             passed = passed and all(row.within(precision) for row in rows)
-            _print(parity_table(rows, precision))
+            _print(parity_table(rows, precision).lines(width_of(sys.stdout)))
         if not passed:
             raise VerificationError(f"{opened.folder} differs from its reference vectors; export the model again.")
         print(f"{opened.folder} equals its reference.")
@@ -121,27 +129,27 @@ class VerificationError(BundleError):
 
 def parity_table(rows: tuple[ParityRow, ...], precision: str) -> Table:
     """Rows of a comparison with PyTorch as a table, the worst of each output last."""
-    from rich.table import Table
-
-    table = Table("case", "output", title=f"{precision} against PyTorch")
-    for column in ("max |Δ|", "allowed", "relative", "min cosine", ""):
-        table.add_column(column, justify="right")
     totals = [row for output in TOLERANCES[precision] if (row := worst(rows, output))]
+    cells = []
     for row in (*rows, *totals):
-        if row is totals[0]:
-            table.add_section()
-        allowed = f"{TOLERANCES[precision][row.output].max_abs:.0e}"
+        allowed = _allowed(TOLERANCES[precision][row.output])
         verdict = "ok" if row.within(precision) else "MISSED"
-        numbers = (f"{row.max_abs:.1e}", allowed, f"{row.max_rel:.1e}", f"{row.min_cosine:.7f}", verdict)
-        table.add_row(row.case, row.output, *numbers)
-    return table
+        numbers = (f"{row.max_abs:.1e}", f"{row.max_rel:.1e}", f"{row.min_cosine:.7f}", allowed)
+        cells.append((row.case, row.output, *numbers, verdict))
+    header = ("case", "output", "max |Δ|", "relative", "min cosine", "allowed", "")
+    return Table(f"{precision} against PyTorch", header, cells, right=frozenset({2, 3, 4}))
 
 
-def _print(table: Table) -> None:
-    """To standard output; as wide as it needs to be where that is not a terminal."""
-    from rich.console import Console
+def _allowed(tolerance: Tolerance) -> str:
+    """The bound of the absolute difference, or where there is none, of the relative one."""
+    if math.isfinite(tolerance.max_abs):
+        return f"{tolerance.max_abs:.0e}"
+    return f"{tolerance.max_rel:.0e} relative"
 
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+def _print(lines: Iterator[str]) -> None:
+    for line in lines:
+        print(line)
 
 
 def main() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
+
+from w2v_runtime.pooling import RunningPool
 
 Samples = npt.NDArray[np.float32]
 
 
-class Moments:
+class WaveformMoments:
     """Accumulates blocks of samples; :meth:`vector` is the input ``moments`` of the graph for windows.
 
     The sums are taken in float64 about the first block's mean, so that an offset costs no digits: with f the samples
@@ -50,3 +54,34 @@ class Moments:
         variance = max(self._square_sum / n - mean**2, 0.0)
         covariance = self._frame_products / frames - np.outer(frame_mean, frame_mean)
         return np.concatenate([[shift + mean, variance], shift + frame_mean, covariance.ravel()]).astype(np.float32)
+
+
+class MelMoments:
+    """The same of log-mel frames: mean and unbiased variance of each band.
+
+    Args:
+        window: samples under one frame.
+        hop: samples from one frame to the next.
+        mel: the graph of the frames, (samples,) → (frames, bands).
+    """
+
+    def __init__(self, window: int, hop: int, mel: Callable[[Samples], Samples]) -> None:
+        self._window, self._hop, self._mel = window, hop, mel
+        self._rest = np.empty(0, np.float32)
+        self._pool = RunningPool()
+        self.samples = 0
+
+    def add(self, block: Samples) -> None:
+        """Take in the next samples: (n,)."""
+        self.samples += len(block)
+        pending = np.concatenate([self._rest, block])
+        if frames := max(0, (len(pending) - self._window) // self._hop + 1):
+            used = (frames - 1) * self._hop + self._window
+            self._pool.add(self._mel(pending[:used])[:frames])
+            pending = pending[frames * self._hop :]
+        self._rest = pending
+
+    def vector(self) -> Samples:
+        """Mean and variance: (2 · bands,)."""
+        mean, std = np.split(self._pool.result(("mean", "std1")), 2)
+        return np.concatenate([mean, std * std])

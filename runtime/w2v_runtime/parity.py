@@ -6,67 +6,85 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import BundleError
-from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, LOGITS
+from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, pooled_output
 from w2v_models.parity import ParityRow
 from w2v_runtime.embedder import Embedder
 
 Array = npt.NDArray[np.float32]
+#: Every layer is compared for waveforms up to so many seconds: what the last one proves, the others need not repeat.
+LAYERS_SECONDS: Final = 2.5
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What the reference computes of one waveform, run alone.
 
-    ``waveform`` (samples,), ``frames`` (T, D), ``pooled`` (D,) the mean over time, ``logits`` (K,) or None.
+    ``waveform`` (samples,), ``frames`` (T, D), ``pooled`` (D,) the mean over time, ``layers`` (L + 1, D) the mean over
+    time of each layer, ``logits`` (K,) or (T, K), or None without a head or where the waveform is too short for it.
     """
 
     case: str
     waveform: Array
     frames: Array
     pooled: Array
+    layers: Array
     logits: Array | None
 
 
 def compare(
     embedder: Embedder, references: Sequence[Reference], done: Callable[[int, int], None] = lambda i, n: None
 ) -> tuple[ParityRow, ...]:
-    """Embed every reference alone, then all as one batch with NaN in the padding, and measure the differences.
+    """Embed every reference alone, then in padded batches with NaN in the padding, and measure the differences.
 
+    One batch holds the short ones, whose layers are compared too, another the longest and the shortest.
     ``done(i, n)`` is called after the i-th of n runs.
     """
+    by_length = sorted(references, key=lambda reference: len(reference.waveform))
+    short = [r for r in by_length if len(r.waveform) <= LAYERS_SECONDS * embedder.sample_rate]
+    groups = [(reference.case, [reference]) for reference in references]
+    groups += [(f"batch of {len(batch)}", batch) for batch in (short, [by_length[0], by_length[-1]]) if len(batch) > 1]
     rows: list[ParityRow] = []
-    runs = len(references) + 1
-    for i, reference in enumerate(references, 1):
-        rows.extend(_rows(reference.case, [reference], _run(embedder, [reference])))
-        done(i, runs)
-    rows.extend(_rows(f"batch of {len(references)}", references, _run(embedder, references)))
-    done(runs, runs)
+    for i, (case, group) in enumerate(groups, 1):
+        rows.extend(_rows(case, group, _run(embedder, group)))
+        done(i, len(groups))
     return tuple(rows)
 
 
-Outputs = tuple[list[Array], list[Array], list[Array | None]]
+Columns = dict[str, list[Array]]
 
 
-def _run(embedder: Embedder, references: Sequence[Reference]) -> Outputs:
-    names = [LAST_HIDDEN_STATE, FRAME_LENGTHS, EMBEDDING] + ([LOGITS] if embedder.manifest.head else [])
-    outputs = embedder.forward([reference.waveform for reference in references], names, fill=np.nan)
-    frames = [row[:length] for row, length in zip(outputs[0], outputs[1], strict=True)]
-    return frames, list(outputs[2]), list(outputs[3]) if embedder.manifest.head else [None] * len(references)
+def _run(embedder: Embedder, references: Sequence[Reference]) -> Columns:
+    """The public graph's outputs of each utterance, and the mean of every layer where all of them are short."""
+    head = embedder.manifest.head
+    names = [LAST_HIDDEN_STATE, FRAME_LENGTHS, EMBEDDING] + ([head.outputs[-1]] if head else [])
+    waveforms = [reference.waveform for reference in references]
+    frames, lengths, pooled, *columns = embedder.forward(waveforms, names, fill=np.nan)
+    outputs: Columns = {
+        "frames": [row[:length] for row, length in zip(frames, lengths, strict=True)],
+        "pooled": list(pooled),
+    }
+    if max(len(waveform) for waveform in waveforms) <= LAYERS_SECONDS * embedder.sample_rate:
+        layers = [pooled_output(str(layer), "mean") for layer in range(embedder.manifest.architecture.layers + 1)]
+        outputs["layers"] = list(np.stack(embedder.forward(waveforms, layers, fill=np.nan), axis=1))
+    if head:
+        per_frame = head.level == "frame"
+        rows = zip(columns[0], lengths, strict=True)
+        outputs["logits"] = [row[:length] if per_frame else row for row, length in rows]
+    return outputs
 
 
-def _rows(case: str, references: Sequence[Reference], outputs: Outputs) -> Iterator[ParityRow]:
-    frames, pooled, logits = outputs
-    columns: dict[str, Sequence[Array | None]] = {"frames": frames, "pooled": pooled, "logits": logits}
-    for name, actual in columns.items():
+def _rows(case: str, references: Sequence[Reference], outputs: Columns) -> Iterator[ParityRow]:
+    for name, actual in outputs.items():
         pairs = [
             difference(np.atleast_2d(mine), np.atleast_2d(theirs))
             for mine, theirs in zip(actual, (getattr(reference, name) for reference in references), strict=True)
-            if mine is not None and theirs is not None
+            if theirs is not None
         ]
         if pairs:
             absolute, relative, cosine = zip(*pairs, strict=True)
@@ -93,7 +111,7 @@ def save_references(path: Path, references: Sequence[Reference]) -> None:
         "cases": np.array(json.dumps([reference.case for reference in references]))
     }
     for i, reference in enumerate(references):
-        for name in ("waveform", "frames", "pooled", "logits"):
+        for name in ("waveform", "frames", "pooled", "layers", "logits"):
             value = getattr(reference, name)
             if value is not None:
                 arrays[f"{name}_{i}"] = value
@@ -114,6 +132,7 @@ def load_references(path: Path) -> list[Reference]:
                     arrays[f"waveform_{i}"],
                     arrays[f"frames_{i}"],
                     arrays[f"pooled_{i}"],
+                    arrays[f"layers_{i}"],
                     arrays.get(f"logits_{i}"),
                 )
                 for i, case in enumerate(json.loads(str(arrays["cases"])))

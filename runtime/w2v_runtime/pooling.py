@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from w2v_runtime.results import Pooling
-
 Frames = npt.NDArray[np.float32]
 
 
@@ -40,19 +38,13 @@ class RunningPool:
             self._min, self._max = np.minimum(self._min, exact.min(axis=0)), np.maximum(self._max, exact.max(axis=0))
         self.frames += len(block)
 
-    def result(self, pooling: Sequence[Pooling]) -> Frames:
-        """The named statistics, concatenated: (len(pooling)·D,)."""
-        statistics: dict[Pooling, npt.NDArray[np.float64]] = {
+    def result(self, pooling: Sequence[str]) -> Frames:
+        """The named statistics, concatenated: (len(pooling)·D,). ``std1`` is the unbiased deviation."""
+        statistics: dict[str, npt.NDArray[np.float64]] = {
             "mean": self._mean,
             "std": np.sqrt(self._deviations / max(self.frames, 1)),
+            "std1": np.sqrt(self._deviations / max(self.frames - 1, 1)),
             "min": self._min,
             "max": self._max,
         }
         return np.concatenate([statistics[name] for name in pooling]).astype(np.float32)
-
-
-def pool(frames: Frames, pooling: Sequence[Pooling]) -> Frames:
-    """Pool the frames of one utterance: (T, D) → (len(pooling)·D,)."""
-    running = RunningPool()
-    running.add(frames)
-    return running.result(pooling)

@@ -1,29 +1,87 @@
-"""How many processors this process may use: affinity and the control group's quota, not the machine's size."""
+"""How many processors this process may use: affinity and the control groups' quotas, not the machine's size."""
 
 from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
-_CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1 = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
-
-
-def available() -> int:
-    """Processors that may run at once, at least 1."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_quota()
-    return max(1, count if quota is None else min(count, math.ceil(quota)))
+_MEMBERSHIP = "proc/self/cgroup"
+#: Where the processor controller of version 1 is mounted, alone or together with the accounting of time.
+_MOUNTS_V1 = ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup/cpuacct,cpu")
+_MOUNT_V2 = "sys/fs/cgroup"
 
 
-def cgroup_quota() -> float | None:
-    """The control group's processor quota (1.5 is one and a half processors), or None where there is none."""
+def available(root: Path = Path("/")) -> int:
+    """Processors that may run at once, at least 1.
+
+    Args:
+        root: the folder that holds ``proc`` and ``sys``.
+    """
+    quota = cgroup_quota(root)
+    return max(1, affinity() if quota is None else min(affinity(), math.ceil(quota)))
+
+
+def affinity() -> int:
+    """Processors that this process may run on, quotas aside."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cgroup_quota(root: Path = Path("/")) -> float | None:
+    """The processor quota of the process's control group (1.5 is one and a half processors), or None without one.
+
+    A group may use no more than any group around it, so the smallest counts:
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu, and scheduler/sched-bwc.html for version 1.
+
+    Args:
+        root: the folder that holds ``proc`` and ``sys``.
+    """
+    quotas = [_quota_v2(group) for group in _groups(root, "", (_MOUNT_V2,))]
+    quotas += [_quota_v1(group) for group in _groups(root, "cpu", _MOUNTS_V1)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _groups(root: Path, controller: str, mounts: tuple[str, ...]) -> Iterator[Path]:
+    """The folders of this process's group and of all around it.
+
+    In a container the path that the kernel states may lie outside what is mounted; the mount is then the group's own.
+    """
+    path = _membership(root / _MEMBERSHIP, controller).strip("/")
+    for mount in mounts:
+        for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+            yield root / mount / group
+
+
+def _membership(file: Path, controller: str) -> str:
+    """The path of the process's group as ``number:controllers:path`` lines state it; version 2 names no controller."""
     try:
-        if _CGROUP_V2.exists():
-            quota, period = _CGROUP_V2.read_text().split()
-        else:
-            quota, period = (path.read_text().strip() for path in _CGROUP_V1)
-        return None if quota in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
+        lines = [line.split(":", 2) for line in file.read_text(errors="surrogateescape").splitlines()]
+    except OSError:
+        return ""
+    paths = [line[2] for line in lines if len(line) == 3 and controller in line[1].split(",")]
+    return paths[0] if paths and ".." not in paths[0].split("/") else ""
+
+
+def _quota_v2(group: Path) -> float | None:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+    except (OSError, ValueError):
         return None
+    return _ratio(quota, period)
+
+
+def _quota_v1(group: Path) -> float | None:
+    try:
+        return _ratio((group / "cpu.cfs_quota_us").read_text(), (group / "cpu.cfs_period_us").read_text())
+    except OSError:
+        return None
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    """Microseconds of processor time over microseconds of time; ``max`` and -1 are no quota."""
+    try:
+        ratio = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return ratio if ratio > 0 else None

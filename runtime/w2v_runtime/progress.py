@@ -28,24 +28,36 @@ def shown(inputs: Iterable[str], shard: Shard, hidden: bool) -> Iterator[Progres
         yield lambda summary: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, Task, TimeRemainingColumn
     from rich.progress import Progress as Bar
+    from rich.text import Text
 
-    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task, start = bar.add_task("files", total=None), time.monotonic()
+    latest: list[Summary] = []
+    start = time.monotonic()
+
+    class Work(ProgressColumn):
+        """What is done, also within a long recording, as often as the bar is drawn."""
+
+        def render(self, task: Task) -> Text:  # noqa: ARG002
+            return Text(_done(latest[-1], time.monotonic() - start) if latest else "files")
+
+    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), Work(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("files", total=None)
         if not getattr(inputs, "once", False):
             threading.Thread(target=lambda: bar.update(task, total=_count(inputs, shard)), daemon=True).start()
 
         def update(summary: Summary) -> None:
-            speed = summary.audio_seconds / max(time.monotonic() - start, 1e-9)
-            done = summary.embedded + summary.recalled + summary.failed
-            text = f"files · {summary.audio_seconds / 3600:.2f} h · {speed:.1f} × real time"
-            bar.update(
-                task, completed=done, description=f"{text} · {summary.failed} failed" if summary.failed else text
-            )
+            latest[:] = [summary]
+            bar.update(task, completed=summary.embedded + summary.recalled + summary.failed)
 
         yield update
+
+
+def _done(summary: Summary, elapsed: float) -> str:
+    seconds = summary.audio_seconds + summary.running_seconds
+    text = f"files · {seconds / 3600:.2f} h · {seconds / max(elapsed, 1e-9):.1f} × real time"
+    return f"{text} · {summary.failed} failed" if summary.failed else text
 
 
 def _count(inputs: Iterable[str], shard: Shard) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
@@ -10,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import RefusedError
+from w2v_models.manifest import LAST_LAYER, WEIGHTED_LAYERS
 
 Level = Literal["utterance", "frame"]
 Pooling = Literal["mean", "std", "min", "max"]
 
 LEVELS: Final[tuple[Level, ...]] = get_args(Level)
 POOLINGS: Final[tuple[Pooling, ...]] = get_args(Pooling)
-#: The reference's ``last_hidden_state``.
-LAST_LAYER: Final = "last"
+#: Every layer from 0.
+ALL_LAYERS: Final = "all"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Embedding:
 
     ``values`` is float32: (D,) for an utterance, (T, D) for frames; with several layers (layers, D) and
     (T, layers, D). D is the hidden size, times the number of poolings of an utterance.
-    ``logits`` is the head's output (K,), None without a head. ``duration`` is the input's length in seconds.
+    ``logits`` is the head's output (K,), or (T, K) of a head that answers frame by frame, None without one.
+    ``duration`` is the input's length in seconds.
     """
 
     path: str
@@ -68,6 +71,9 @@ class Embedding:
 class Request:
     """What to compute of each input.
 
+    ``layers`` are ``last``, ``all`` or numbers from 0; with ``layer_weights`` (of the layers 0 … L) one vector, or one
+    a frame, is made of all of them.
+
     Raises:
         RefusedError: a level, pooling or layer is not one of those known.
     """
@@ -75,6 +81,7 @@ class Request:
     level: Level = "utterance"
     pooling: tuple[Pooling, ...] = ("mean",)
     layers: tuple[str, ...] = (LAST_LAYER,)
+    layer_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -84,13 +91,45 @@ class Request:
             raise RefusedError(f"pooling {','.join(unknown)!r} is unknown; choose from: {', '.join(POOLINGS)}.")
         if len(set(self.pooling)) != len(self.pooling):
             raise RefusedError(f"pooling {','.join(self.pooling)!r} names one twice.")
+        if self.layer_weights is not None and self.layers not in ((LAST_LAYER,), (WEIGHTED_LAYERS,)):
+            raise RefusedError("layer and layer-weights exclude each other: the weights are those of all layers.")
 
     @classmethod
     def of(
-        cls, level: str, pooling: str | Sequence[str], layer: str | int | Sequence[str | int] = LAST_LAYER
+        cls,
+        level: str,
+        pooling: str | Sequence[str],
+        layer: str | int | Sequence[str | int] = LAST_LAYER,
+        layer_weights: Sequence[float] | None = None,
     ) -> Request:
         """Build from what users write: ``"mean,std"`` or a list; ``9``, ``"last"``, ``"3,9"`` or a list."""
-        return cls(cast(Level, level), cast(tuple[Pooling, ...], _words(pooling)), _words(layer))
+        weights = None if layer_weights is None else tuple(float(weight) for weight in layer_weights)
+        return cls(cast(Level, level), cast(tuple[Pooling, ...], _words(pooling)), _words(layer), weights)
+
+    def resolved(self, last: int) -> Request:
+        """With the layers of a model named that has the layers 0 … ``last``.
+
+        Raises:
+            RefusedError: a layer is not one of them, or there is another number of layer weights.
+        """
+        if self.layer_weights is not None:
+            if len(self.layer_weights) != last + 1:
+                raise RefusedError(
+                    f"there are {len(self.layer_weights)} layer weights, but the model has the {last + 1} layers "
+                    f"0 to {last}."
+                )
+            return dataclasses.replace(self, layers=(WEIGHTED_LAYERS,))
+        if self.layers == (ALL_LAYERS,):
+            return dataclasses.replace(self, layers=tuple(str(layer) for layer in range(last + 1)))
+        for layer in self.layers:
+            if layer != LAST_LAYER and not (layer.isascii() and layer.isdecimal() and int(layer) <= last):
+                raise RefusedError(
+                    f"layer {layer!r} is not in this model; choose from 0 to {last}, last, or all alone."
+                )
+        layers = tuple(layer if layer == LAST_LAYER else str(int(layer)) for layer in self.layers)
+        if len(set(layers)) != len(layers):
+            raise RefusedError(f"layer {','.join(layers)!r} names one twice.")
+        return dataclasses.replace(self, layers=layers)
 
 
 def _words(value: str | int | Sequence[str | int]) -> tuple[str, ...]:

@@ -17,26 +17,31 @@ from w2v_runtime.embedder import Embedder
 from w2v_runtime.engine import installed_version
 from w2v_runtime.failures import FailureLog
 from w2v_runtime.inputs import ALL, Shard
+from w2v_runtime.journal import FAILURES_SUFFIX, JOURNAL_SUFFIX, VALUES_SUFFIX, Header, Stamp, beside, exists, read_back
 from w2v_runtime.long import DEFAULT_WINDOWING, Windowing
 from w2v_runtime.results import Embedding, Failure, Request
-from w2v_runtime.spool import JOURNAL_SUFFIX, VALUES_SUFFIX, Header, Spool, Stamp, beside, exists, read_entries
-from w2v_runtime.stores import Layout, OutputFormat, open_store, read_values, write_lines
+from w2v_runtime.spool import Spool
+from w2v_runtime.stores import Layout, OutputFormat, open_store, write_lines
 from w2v_runtime.stores.pending import check_file
 
 STDOUT: Final = "stdout"
 #: Failures whose reasons are shown on the terminal, not only listed in the file.
 _SHOWN_FAILURES: Final = 3
-FAILURES_SUFFIX: Final = ".failures.jsonl"
 
 
 @dataclass
 class Summary:
-    """What a run did: files embedded now and by earlier runs, failures, audio and padding in seconds."""
+    """What a run did: files embedded now and by earlier runs, failures, audio and padding in seconds.
+
+    ``warned`` counts the embedded files with warnings; ``running_seconds`` is what is done of a long recording.
+    """
 
     embedded: int = 0
     recalled: int = 0
     failed: int = 0
+    warned: int = 0
     audio_seconds: float = 0.0
+    running_seconds: float = 0.0
     samples: int = 0
     padded_samples: int = 0
     wall_seconds: float = 0.0
@@ -82,6 +87,7 @@ def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
         "level": request.level,
         "pooling": list(request.pooling) if request.level == "utterance" else [],
         "layers": list(request.layers),
+        "layer_weights": list(request.layer_weights or []),
         "channel": "mean" if options.corpus.channel is None else options.corpus.channel,
         "pad_short": options.corpus.pad_short,
         "window": options.windowing.window,
@@ -132,7 +138,7 @@ def _refuse_other(output: Path, earlier: Header, now: Header) -> None:
 
 def metadata(embedder: Embedder, request: Request, corpus: CorpusOptions) -> dict[str, Any]:
     """What an output says of itself."""
-    manifest = embedder.manifest
+    manifest, head = embedder.manifest, embedder.head(request)
     packages = ("w2v-onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "soundfile", "soxr")
     return {
         "model": manifest.source.model,
@@ -140,12 +146,14 @@ def metadata(embedder: Embedder, request: Request, corpus: CorpusOptions) -> dic
         "bundle": manifest.sha256,
         "random_weights": manifest.source.random,
         "layer": list(request.layers),
+        "layer_weights": None if request.layer_weights is None else list(request.layer_weights),
         "pooling": list(request.pooling) if request.level == "utterance" else None,
         "level": request.level,
         "precision": embedder.precision,
         "device": embedder.engine.device,
         "channel": "mean" if corpus.channel is None else corpus.channel,
-        "labels": list(embedder.labels),
+        "labels": list(head.labels) if head else [],
+        "head_level": head.level if head else None,
         "frame_step_seconds": embedder.times.step,
         "frame_width_seconds": embedder.times.width,
         "packages": {name: version for name in packages if (version := installed_version(name))},
@@ -169,8 +177,7 @@ def run(
         with contextlib.closing(Spool(options.output, header, options.resume)) as spool:
             _embed_rest(embedder, inputs, options, header, spool, summary, progress)
             if not spool.unchanged:
-                if spool.complete:
-                    _restore(spool, header, options)
+                _restore(spool, header, options)
                 _write_output(embedder, spool, options)
             spool.finish(header)
     except OSError as error:
@@ -195,13 +202,17 @@ def _embed_rest(
     """Embed what is not finished. Every batch is brought to the disk, so that a killed run loses no more than one."""
     stamps: dict[int, Stamp] = {}
     rest = _unfinished(inputs, options, spool, stamps, summary)
+
+    def advance(seconds: float) -> None:
+        summary.running_seconds = seconds
+
+    progress(summary)
     with (
         FailureLog(options.failures_path) as failures,
-        contextlib.closing(embed_inputs(embedder, rest, options.request, options.corpus)) as batches,
+        contextlib.closing(embed_inputs(embedder, rest, options.request, options.corpus, advance)) as batches,
     ):
         for finished in batches:
-            if spool.complete:
-                _restore(spool, header, options)
+            _restore(spool, header, options)
             _record(finished, spool, stamps, failures, summary)
             spool.flush()
             progress(summary)
@@ -222,6 +233,7 @@ def stream(embedder: Embedder, inputs: Iterable[str], options: RunOptions) -> Su
                 else:
                     yield result
                     summary.embedded += 1
+                    summary.warned += bool(result.warnings)
                     summary.audio_seconds += result.duration
 
         with contextlib.closing(results):
@@ -257,15 +269,17 @@ def _record(finished: Finished, spool: Spool, stamps: dict[int, Stamp], failures
         else:
             spool.add(item.position, stamp, result)
             summary.embedded += 1
+            summary.warned += bool(result.warnings)
             summary.audio_seconds += result.duration
+    summary.running_seconds = 0.0
     summary.samples += finished.samples
     summary.padded_samples += finished.padded_samples
 
 
 def _restore(spool: Spool, header: Header, options: RunOptions) -> None:
-    """Take a complete output's values back into the record, to add to them."""
-    shapes = (entry.shape for entry in read_entries(spool.journal_path))
-    spool.restore(header, read_values(options.output, options.format, shapes))
+    """Where the output is complete, take its results back into the record, to add to them."""
+    if spool.complete:
+        spool.restore(header, read_back(options.output, options.format))
 
 
 def _write_output(embedder: Embedder, spool: Spool, options: RunOptions) -> None:
@@ -283,13 +297,15 @@ def _write_output(embedder: Embedder, spool: Spool, options: RunOptions) -> None
 
 def _layout(embedder: Embedder, options: RunOptions, count: int, rows: int) -> Layout:
     request = options.request
+    head = embedder.head(request)
     return Layout(
         count=count,
         frames=rows if request.level == "frame" else 0,
         dim=embedder.dimension(request),
         layers=request.layers,
         level=request.level,
-        labels=embedder.labels,
+        labels=head.labels if head else (),
         times=embedder.times,
         metadata=metadata(embedder, request, options.corpus),
+        head_level="frame" if head and head.level == "frame" else "utterance",
     )

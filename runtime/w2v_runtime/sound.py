@@ -25,6 +25,9 @@ BLOCK_SAMPLES: Final = 1 << 17
 
 #: From here on a frame count means that the header has none (FLAC and Ogg: 2^63-1).
 _UNKNOWN_FRAMES: Final = 1 << 62
+#: What libsndfile takes for the resource fork of a file without a name that it does not know by its first bytes: this
+#: file of the current folder, whatever it is. Most MP3 files are among those.
+_FORK: Final = "._"
 #: The highest bit rate of an MP3 frame is 40 times the lowest.
 _MP3_STRETCH: Final = 40
 _MP3_FRAME: Final = 1152
@@ -99,10 +102,13 @@ class Sound:
 
     def _open(self) -> _Sequential:
         try:
-            with _C_STDERR:  # a descriptor is read without Python's lock, faster than a Python file
-                return _Sequential(self._rest or self._descriptor, "r", closefd=False)
+            with _C_STREAMS:  # a descriptor is read without Python's lock, faster than a Python file
+                file = _Sequential(self._rest or self._descriptor, "r", closefd=False)
         except _FAULTS as fault:
-            raise SoundError(_reason(fault)) from None
+            raise SoundError(_reason(fault) + (f"; {_fork_reason()}" if os.path.lexists(_FORK) else "")) from None
+        if file.format == "SD2":
+            raise SoundError(_fork_reason())
+        return file
 
     def _open_unbounded_mp3(self) -> None:
         """Open again as if the file were longer.
@@ -125,7 +131,7 @@ class Sound:
         if self.container == "FLAC" and self.declared is not None:
             frames = min(frames, self.declared - self._frames)  # libFLAC takes tags behind the stream for damage
         try:
-            with _C_STDERR:
+            with _C_STREAMS:
                 block: npt.NDArray[np.float32] = self._file.read(frames, dtype="float32", always_2d=True)
         except _FAULTS as fault:
             if self._unbounded and self.position >= self._size:
@@ -151,7 +157,7 @@ class Sound:
     def close(self) -> None:
         """Release the decoder; the descriptor stays open."""
         try:
-            with _C_STDERR:
+            with _C_STREAMS:
                 self._file.close()
         except _FAULTS:
             pass  # nothing was written, so nothing is lost
@@ -194,41 +200,46 @@ class _Rest(io.RawIOBase):
         return self.position - self._start
 
 
-class _CStderr:
-    """While any thread is inside the decoder, the C library's ``stderr`` stream leads nowhere.
+class _CStreams:
+    """While any thread is inside the decoder, the C library's ``stdout`` and ``stderr`` lead nowhere.
 
-    mpg123 prints what it finds odd about an MP3. Only the pointer that C code prints through is exchanged, for the time
-    of a call, counted over threads: the descriptor and ``sys.stderr`` stay as they are. Without glibc it does nothing.
+    mpg123 prints what it finds odd about an MP3, libsndfile what it does about a sample dump (SDS). Only the pointers
+    that C code prints through are exchanged, for the time of a call, counted over threads: the descriptors,
+    ``sys.stdout`` and ``sys.stderr`` stay as they are. Without glibc it does nothing.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._stream: ctypes.c_void_p | None = None
-        self._shown: int | None = None
+        self._streams: list[ctypes.c_void_p] = []
+        self._shown: list[int | None] = []
         if _has_glibc():
             library = ctypes.CDLL(None)
             library.fopen.restype = ctypes.c_void_p
             self._nowhere = library.fopen(os.devnull.encode(), b"we")
-            self._stream = ctypes.c_void_p.in_dll(library, "stderr") if self._nowhere else None
+            if self._nowhere:
+                self._streams = [ctypes.c_void_p.in_dll(library, name) for name in ("stdout", "stderr")]
 
     def __enter__(self) -> None:
-        if self._stream is None:
+        if not self._streams:
             return
         with self._lock:
             if self._users == 0:
-                self._shown, self._stream.value = self._stream.value, self._nowhere
+                self._shown = [stream.value for stream in self._streams]
+                for stream in self._streams:
+                    stream.value = self._nowhere
             self._users += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._stream is None:
+        if not self._streams:
             return
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                self._stream.value = self._shown
+                for stream, shown in zip(self._streams, self._shown, strict=True):
+                    stream.value = shown
 
 
 def _has_glibc() -> bool:
@@ -236,6 +247,11 @@ def _has_glibc() -> bool:
         return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
     except (ValueError, OSError):
         return False
+
+
+def _fork_reason() -> str:
+    where = os.path.join(os.getcwd(), _FORK)
+    return f"libsndfile reads {where} as its resource fork, so move that away or start in another folder"
 
 
 def _reason(fault: BaseException) -> str:
@@ -246,4 +262,4 @@ def _reason(fault: BaseException) -> str:
     return str(fault).rstrip(".") or type(fault).__name__
 
 
-_C_STDERR: Final = _CStderr()
+_C_STREAMS: Final = _CStreams()

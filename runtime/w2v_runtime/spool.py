@@ -10,154 +10,37 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from w2v_models.errors import OutputError
 from w2v_runtime.inputs import Shard
+from w2v_runtime.journal import (
+    ENTRY_FIELDS,
+    JOURNAL_SUFFIX,
+    VALUES_SUFFIX,
+    Entry,
+    Header,
+    Stamp,
+    Values,
+    beside,
+    exists,
+    parse_line,
+    rewritten,
+    size_of,
+    write_journal,
+)
 from w2v_runtime.results import Embedding
 
-JOURNAL_SUFFIX: Final = ".journal.jsonl"
-VALUES_SUFFIX: Final = ".values"
-_NEW_SUFFIX: Final = ".new"
 _ABSENT: Final = -1
 #: Results beyond this size (hours of frames) are mapped, not read.
 _MAPPED_BYTES: Final = 64 * 2**20
-
-Values = npt.NDArray[np.float32]
-
-
-def beside(output: Path, suffix: str) -> Path:
-    """A file of the run's own next to its output: ``out.npz`` → ``out.npz.journal.jsonl``."""
-    return output.with_name(output.name + suffix)
-
-
-def exists(output: Path) -> bool:
-    """Whether there is an output. An empty folder is none."""
-    return any(output.iterdir()) if output.is_dir() else output.exists()
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """How a file is known again: size in bytes, modification time in ns, and with ``--hash`` its content's SHA-256."""
-
-    size: int
-    mtime_ns: int
-    sha256: str | None = None
-
-    @classmethod
-    def of(cls, path: str, content: bool = False) -> Stamp | None:
-        """The stamp of a file as it is now, None where it cannot be read."""
-        try:
-            status = os.stat(path)
-            if not content:
-                return cls(status.st_size, status.st_mtime_ns)
-            with open(path, "rb") as file:
-                return cls(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError:
-            return None
-
-    def same(self, other: Stamp) -> bool:
-        """Equal content where both know it, else equal size and time."""
-        if self.sha256 and other.sha256:
-            return self.sha256 == other.sha256
-        return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A journal line: an input's path and stamp, its index among all inputs, and what is known of its result.
-
-    ``offset`` is where its values stand in ``OUT.values``, in bytes; None once they are in the output.
-    """
-
-    path: str
-    stamp: Stamp
-    index: int
-    offset: int | None
-    shape: tuple[int, ...]
-    duration: float
-    logits: tuple[float, ...] | None
-    warnings: tuple[str, ...]
-
-    @property
-    def size(self) -> int:
-        """Size of the values."""
-        return 4 * math.prod(self.shape)
-
-    @property
-    def rows(self) -> int:
-        """Frames of a frame-level result; meaningless for an utterance."""
-        return self.shape[0]
-
-    def embedding(self, values: Values) -> Embedding:
-        """The result that this line and its values make up."""
-        logits = None if self.logits is None else np.array(self.logits, np.float32)
-        return Embedding(self.path, values.reshape(self.shape), self.duration, logits, self.warnings)
-
-    def to_line(self) -> bytes:
-        # Not dataclasses.asdict, which copies every value in depth: journals have a line for each of many inputs.
-        return _line(vars(self) | {"stamp": vars(self.stamp)})
-
-    @classmethod
-    def parse(cls, line: bytes) -> Entry | None:
-        """Read a line; None if it is torn."""
-        data = _parse(line)
-        if data is None:
-            return None
-        try:
-            logits = data.pop("logits")
-            return cls(
-                stamp=Stamp(**data.pop("stamp")),
-                shape=tuple(data.pop("shape")),
-                warnings=tuple(data.pop("warnings")),
-                logits=None if logits is None else tuple(logits),
-                **data,
-            )
-        except (KeyError, TypeError):
-            return None
-
-
-@dataclass(frozen=True)
-class Header:
-    """A journal's first line: what the run computes, its part of the inputs, and whether its output is complete."""
-
-    fingerprint: dict[str, Any]
-    shard: str
-    finished: bool
-
-    @classmethod
-    def read(cls, journal: Path) -> Header | None:
-        """The header of a journal, None where there is no journal or its first line is torn."""
-        try:
-            with journal.open("rb") as file:
-                data = _parse(file.readline())
-        except FileNotFoundError:
-            return None
-        return None if data is None or set(data) != {field.name for field in dataclasses.fields(cls)} else cls(**data)
-
-
-def read_entries(journal: Path) -> Iterator[Entry]:
-    """The entries of a journal, in order, up to a torn line."""
-    with journal.open("rb") as file:
-        file.readline()
-        for line in file:
-            entry = Entry.parse(line)
-            if entry is None:
-                return
-            yield entry
-
-
-_ENTRY_FIELDS: Final = {field.name for field in dataclasses.fields(Entry)}
 
 
 class Spool:
@@ -184,7 +67,7 @@ class Spool:
         else:
             self._values = self.values_path.open("w+b")
             self._journal = self.journal_path.open("w+b")
-            self._journal.write(_line(dataclasses.asdict(header)))
+            self._journal.write(header.to_line())
             self.flush()
 
     def _load(self) -> None:
@@ -193,11 +76,11 @@ class Spool:
         self._journal.seek(0)
         end = len(self._journal.readline())
         for line in self._journal:
-            data = _parse(line)  # no Entry: of a hundred thousand lines, few are looked at again
-            if data is None or not data.keys() >= _ENTRY_FIELDS:
+            data = parse_line(line)  # no Entry: of a hundred thousand lines, few are looked at again
+            if data is None or not data.keys() >= ENTRY_FIELDS:
                 break
             if not self.complete:
-                stop = (data["offset"] or 0) + 4 * math.prod(data["shape"])
+                stop = (data["offset"] or 0) + size_of(data["shape"], data["logits_shape"])
                 if data["offset"] is None or stop > available:
                     break
                 values_end = max(values_end, stop)
@@ -216,17 +99,16 @@ class Spool:
         """Whether the complete output holds just the inputs recalled so far, in their order."""
         return self.complete and self._at == self._earlier[0]
 
-    def restore(self, header: Header, values: Iterable[Values]) -> None:
-        """Take the values of a complete output back, so that it can be continued: one array for each journal line."""
-        entries = list(read_entries(self.journal_path))
+    def restore(self, header: Header, results: Iterable[tuple[Entry, Embedding]]) -> None:
+        """Take the results of a complete output back, so that it can be continued: one for each journal line."""
         moved: dict[int, int] = {}
-        temporary = beside(self.journal_path, _NEW_SUFFIX)
+        temporary = rewritten(self.journal_path)
         with temporary.open("wb") as journal:
-            journal.write(_line(dataclasses.asdict(header)))
-            for old, entry, array_ in zip(self._earlier[0], entries, values, strict=True):
+            journal.write(header.to_line())
+            for old, (entry, embedding) in zip(self._earlier[0], results, strict=True):
                 moved[old] = journal.tell()
                 journal.write(dataclasses.replace(entry, offset=self._values.tell()).to_line())
-                self._values.write(np.ascontiguousarray(array_, np.float32).tobytes())
+                self._write(embedding)
             self._values.flush()
             os.fsync(self._values.fileno())
             journal.flush()
@@ -255,19 +137,14 @@ class Spool:
 
     def add(self, position: int, stamp: Stamp, embedding: Embedding) -> None:
         """Record a finished input at its position in the output; :meth:`flush` makes it last."""
-        values = np.ascontiguousarray(embedding.values, np.float32)
-        entry = Entry(
-            embedding.path,
-            stamp,
-            self._index(position),
-            self._values.tell(),
-            values.shape,
-            embedding.duration,
-            None if embedding.logits is None else tuple(float(value) for value in embedding.logits),
-            embedding.warnings,
-        )
-        self._values.write(values.reshape(-1).data)
+        entry = Entry.of(embedding, stamp, self._index(position), self._values.tell())
+        self._write(embedding)
         self._lines.append((position, entry))
+
+    def _write(self, embedding: Embedding) -> None:
+        self._values.write(_flat(embedding.values).data)
+        if embedding.logits is not None and embedding.logits.ndim > 1:
+            self._values.write(_flat(embedding.logits).data)
 
     def flush(self) -> None:
         """Bring everything added to the disk, the values before the lines that point to them."""
@@ -308,14 +185,18 @@ class Spool:
 
     def embeddings(self) -> Iterator[Embedding]:
         """Results in the order of the inputs."""
-        descriptor = self._values.fileno()
         for entry in self.entries():
-            offset = entry.offset or 0
-            if entry.size > _MAPPED_BYTES:
-                values: Values = np.memmap(self.values_path, np.float32, "r", offset, (entry.size // 4,))
-            else:
-                values = np.frombuffer(os.pread(descriptor, entry.size, offset), np.float32)
-            yield entry.embedding(values)
+            numbers = self._numbers(entry)
+            end = math.prod(entry.shape)
+            logits = None if entry.logits_shape is None else numbers[end:].reshape(entry.logits_shape)
+            yield entry.embedding(numbers[:end].reshape(entry.shape), logits)
+
+    def _numbers(self, entry: Entry) -> Values:
+        """What stands in ``OUT.values`` for an entry, flat: its values, then its logits."""
+        offset = entry.offset or 0
+        if entry.size > _MAPPED_BYTES:
+            return np.memmap(self.values_path, np.float32, "r", offset, (entry.size // 4,))
+        return np.frombuffer(os.pread(self._values.fileno(), entry.size, offset), np.float32)
 
     def finish(self, header: Header) -> None:
         """Leave only the journal, rewritten in the output's order: the values are in the output now."""
@@ -332,30 +213,9 @@ class Spool:
             self._journal.close()
 
 
-def write_journal(path: Path, header: Header, entries: Iterable[Entry]) -> None:
-    """Write the journal of a complete output in one go; its i-th entry is the output's i-th result."""
-    temporary = beside(path, _NEW_SUFFIX)
-    with temporary.open("wb") as file:
-        file.write(_line(dataclasses.asdict(dataclasses.replace(header, finished=True))))
-        file.writelines(dataclasses.replace(entry, offset=None).to_line() for entry in entries)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _key(path: str) -> int:
     return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=7).digest(), "little")
 
 
-def _line(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        data = json.loads(line)
-    except ValueError:
-        return None
-    return data if isinstance(data, dict) else None
+def _flat(array_: Values) -> Values:
+    return np.ascontiguousarray(array_, np.float32).reshape(-1)

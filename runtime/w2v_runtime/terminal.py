@@ -1,19 +1,21 @@
-"""What the commands share: errors as one sentence and an exit code, signals that stop a run in good order, progress."""
+"""What the commands share: errors as one sentence and an exit code, signals that stop a run, the version."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from w2v_models.errors import W2VError
 
 if TYPE_CHECKING:
     from w2v_models.manifest import Source
 
+DISTRIBUTION: Final = "w2v-onnx"
 INTERRUPTED: Final = 130
 
 
@@ -28,6 +30,8 @@ def command(name: str) -> Iterator[None]:
             signal.signal(number, signal.default_int_handler)
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         say(name, "interrupted")
         sys.exit(INTERRUPTED)
@@ -52,6 +56,23 @@ def command(name: str) -> Iterator[None]:
 def _raise_in_debug() -> None:
     if os.environ.get("W2V_DEBUG") == "1":
         raise  # noqa: PLE0704 - called from an except clause only
+
+
+def version_option(name: str) -> Any:
+    """The option ``--version`` of a command: prints its name and the distribution's version, and exits."""
+    import typer
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            print(f"{name} {importlib.metadata.version(DISTRIBUTION)}")
+            raise typer.Exit
+
+    return typer.Option("--version", callback=show, is_eager=True, help="Show the version and exit.")
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number of things: ``1 file``, ``5 files``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def say(name: str, message: str) -> None:

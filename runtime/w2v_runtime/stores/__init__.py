@@ -6,6 +6,7 @@ from w2v_runtime.stores.formats import (
     check_output,
     open_store,
     output_format,
+    read_logits,
     read_metadata,
     read_values,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "check_output",
     "open_store",
     "output_format",
+    "read_logits",
     "read_metadata",
     "read_values",
     "write_lines",

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from w2v_runtime.results import Embedding, FrameTimes, Level
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
@@ -24,7 +26,8 @@ class Layout:
 
     ``count`` is N, the inputs that were embedded; ``frames`` is ΣT over them, 0 at utterance level; ``dim`` is D.
     More than one entry of ``layers`` gives the vectors a layers axis. ``labels`` names the K columns of a head, and is
-    empty without one. ``metadata`` describes the run and is stored with the results.
+    empty without one; with ``head_level`` ``frame``, each frame has such columns of its own. ``metadata`` describes
+    the run and is stored with the results.
     """
 
     count: int
@@ -35,6 +38,12 @@ class Layout:
     labels: tuple[str, ...]
     times: FrameTimes
     metadata: dict[str, JSON]
+    head_level: Level = "utterance"
+
+    @property
+    def logits_by_frame(self) -> bool:
+        """Whether logits are (T, K) for each input; else they are (K,), or there are none."""
+        return bool(self.labels) and self.head_level == "frame"
 
     @property
     def vector(self) -> tuple[int, ...]:
@@ -56,9 +65,16 @@ class Layout:
         rows = values if self.level == "frame" else values[np.newaxis]
         if rows.ndim != 1 + len(self.vector) or rows.shape[1:] != self.vector:
             raise ValueError(f"{embedding.path}: values {values.shape} do not fit vectors of {self.vector}")
-        if (0 if embedding.logits is None else embedding.logits.size) != len(self.labels):
-            raise ValueError(f"{embedding.path}: logits do not fit the labels {self.labels}")
+        logits = (0,) if embedding.logits is None else embedding.logits.shape
+        if logits != ((len(rows),) if self.logits_by_frame else ()) + (len(self.labels),):
+            raise ValueError(f"{embedding.path}: logits {logits} do not fit the labels {self.labels}")
         return rows
+
+    def logits_of(self, embedding: Embedding) -> npt.NDArray[np.float32]:
+        """The logits that belong to each row of one input: (rows, K), the same in all where a head gives (K,)."""
+        rows = len(embedding.values) if self.level == "frame" else 1
+        logits = np.empty(0) if embedding.logits is None else embedding.logits
+        return np.broadcast_to(np.ascontiguousarray(logits, dtype="<f4"), (rows, len(self.labels)))
 
     def times_of(self, embedding: Embedding) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Start and end of each row of one input in seconds: (rows,) and (rows,); an utterance is one row."""
@@ -66,6 +82,22 @@ class Layout:
             return np.zeros(1), np.array([embedding.duration])
         frames = len(embedding.values)
         return self.times.starts(frames), self.times.ends(frames)
+
+
+def label_columns(labels: Iterable[str], fixed: Iterable[str]) -> list[str]:
+    """A column's name for each label, in order, none twice and none of the ``fixed`` columns'.
+
+    A label keeps its name unless a fixed column or an earlier label has it; then ``~2`` is added, or ``~3`` and so on.
+    """
+    taken, names = set(fixed), []
+    for label in labels:
+        name, number = label, 1
+        while name in taken:
+            number += 1
+            name = f"{label}~{number}"
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 class EmbeddingStore(Protocol):
@@ -95,8 +127,8 @@ class EmbeddingStore(Protocol):
 class Ledger:
     """What a store remembers of each input: a few bytes each, never its vectors.
 
-    ``durations`` (N,) seconds; ``logits`` (N·K,); ``offsets`` (N+1,) rows, so that input i has the rows
-    ``offsets[i]:offsets[i + 1]``; ``warnings`` by path, only of inputs that have any.
+    ``durations`` (N,) seconds; ``logits`` (N·K,), but none of those by frame; ``offsets`` (N+1,) rows, so that input i
+    has the rows ``offsets[i]:offsets[i + 1]``; ``warnings`` by path, only of inputs that have any.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -111,7 +143,7 @@ class Ledger:
         """Remember an input that was written as ``rows`` rows."""
         self.paths.append(embedding.path)
         self.durations.append(embedding.duration)
-        if embedding.logits is not None:
+        if embedding.logits is not None and not self._layout.logits_by_frame:
             self.logits.extend(embedding.logits.tolist())
         self.offsets.append(self.offsets[-1] + rows)
         if embedding.warnings:

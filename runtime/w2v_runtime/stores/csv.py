@@ -1,19 +1,21 @@
 """``.csv``: ``file,start,end``, the head's labels, ``f0 … f{D-1}``; a row an input, or a row a frame.
 
 Several layers give a column to each layer and dimension, ``l{layer}_f{i}``. Times are seconds; an utterance runs from 0
-to its duration. Numbers have the fewest digits that give the same float32. UTF-8, line feeds end rows, quotes where
-needed; a name that is not UTF-8 is written as its own bytes, and reads back with ``errors="surrogateescape"``.
+to its duration. A head that answers frame by frame has its own numbers in each row. A label's column bears its name,
+with ``~2`` where another column has that name already; the labels' columns are the K that follow ``end``. Numbers have
+the fewest digits that give the same float32. UTF-8, line feeds end rows, quotes where needed; a name that is not UTF-8
+is written as its own bytes, and reads back with ``errors="surrogateescape"``.
 """
 
 from __future__ import annotations
 
 import csv
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from w2v_runtime.stores.base import Layout, Ledger
+from w2v_runtime.stores.base import Layout, Ledger, label_columns
 from w2v_runtime.stores.reading import Shape, Values, block_rows, cut, vector_shape
 from w2v_runtime.stores.text import TextOutput, shortest
 from w2v_runtime.stores.text import read_metadata as read_metadata
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
     from w2v_runtime.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
+
+#: The columns before the labels'.
+_FIXED: Final = ("file", "start", "end")
 
 
 class CsvStore:
@@ -39,9 +44,9 @@ class CsvStore:
         rows = self._layout.rows_of(embedding)
         starts, ends = self._layout.times_of(embedding)
         file = _quoted(embedding.path)
-        logits = [] if embedding.logits is None else list(shortest(embedding.logits))
-        for row, start, end in zip(rows, starts.tolist(), ends.tolist(), strict=True):
-            fields = (file, str(start), str(end), *logits, *shortest(row.ravel()))
+        logits = self._layout.logits_of(embedding)
+        for row, labelled, start, end in zip(rows, logits, starts.tolist(), ends.tolist(), strict=True):
+            fields = (file, str(start), str(end), *shortest(labelled), *shortest(row.ravel()))
             self._output.file.write(",".join(fields) + "\n")
         self._ledger.add(embedding, len(rows))
 
@@ -54,7 +59,15 @@ class CsvStore:
 
 def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
     """The values of each input."""
-    return cut(_blocks(path), shapes)
+    vector = vector_shape(read_metadata(path))
+    width = int(np.prod(vector))
+    return cut(_blocks(path, slice(-width, None), vector), shapes)
+
+
+def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The logits of each input, of a head that answers frame by frame."""
+    width = int(np.prod(vector_shape(read_metadata(path))))
+    return cut(_blocks(path, slice(len(_FIXED), -width)), shapes)
 
 
 def columns(layout: Layout) -> list[str]:
@@ -62,7 +75,7 @@ def columns(layout: Layout) -> list[str]:
     dims = [f"f{i}" for i in range(layout.dim)]
     if len(layout.layers) > 1:
         dims = [f"l{layer}_{dim}" for layer in layout.layers for dim in dims]
-    return ["file", "start", "end", *layout.labels, *dims]
+    return [*_FIXED, *label_columns(layout.labels, (*_FIXED, *dims)), *dims]
 
 
 def _quoted(text: str) -> str:
@@ -72,13 +85,15 @@ def _quoted(text: str) -> str:
     return text
 
 
-def _blocks(path: Path) -> Iterator[Values]:
-    vector = vector_shape(read_metadata(path))
+def _blocks(path: Path, part: slice, vector: Shape = (-1,)) -> Iterator[Values]:
+    """A part of each row as numbers, block by block: (rows, *vector)."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.reader(_whole_lines(file), strict=True)
-        header = next(rows)
-        while len(block := _parsed(list(itertools.islice(rows, block_rows(vector))), len(header), vector)):
-            yield block
+        columns = len(next(rows))
+        while block := list(itertools.islice(rows, block_rows((columns,)))):
+            if any(len(row) != columns for row in block):
+                raise ValueError("a row has not as many fields as the header")
+            yield np.array([row[part] for row in block], np.float32).reshape(len(block), *vector)
 
 
 def _whole_lines(file: Iterable[str]) -> Iterator[str]:
@@ -88,11 +103,3 @@ def _whole_lines(file: Iterable[str]) -> Iterator[str]:
         yield line
     if not line.endswith("\n"):
         raise ValueError("its last row is cut short")
-
-
-def _parsed(rows: list[list[str]], columns: int, vector: Shape) -> Values:
-    """The vectors of rows of text, each of which ends in one: (rows, *vector)."""
-    if any(len(row) != columns for row in rows):
-        raise ValueError("a row has not as many fields as the header")
-    width = int(np.prod(vector))
-    return np.array([row[-width:] for row in rows], np.float32).reshape(len(rows), *vector)

@@ -98,6 +98,17 @@ def read_values(path: Path, kind: OutputFormat, shapes: Iterable[Shape]) -> Iter
         yield from _reader(kind).read(path, shapes)
 
 
+def read_logits(path: Path, kind: OutputFormat, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """Read the logits (T, K) of each input back likewise, from an output with a head that answers frame by frame.
+
+    Raises:
+        OutputError: as above.
+        OSError: as above.
+    """
+    with _damage_named(path):
+        yield from _reader(kind).read_logits(path, shapes)
+
+
 def read_metadata(path: Path, kind: OutputFormat) -> Metadata:
     """What a committed output says of itself.
 

@@ -1,10 +1,11 @@
 """``.h5``: ``paths``, ``durations``, vectors, a head's ``logits`` and ``logit_names``; ``metadata`` as an attribute.
 
 At utterance level one matrix: ``f["embeddings"][:]`` is (N, D). At frame level a dataset an input, named as the input:
-``f["frames/a/b.wav"][:]`` is (T, D); by position, ``f[f["datasets"][i]][:]`` belongs to ``f["paths"][i]``. Absolute
-inputs and inputs with ``..`` are named from the folder that holds them all (:func:`w2v_runtime.stores.tree.mirrored`).
-Several layers put a layers axis before D. Text is UTF-8; names that are not keep their bytes. h5py reads text as bytes,
-and ``os.fsdecode`` makes paths of them.
+``f["frames/a/b.wav"][:]`` is (T, D); by position, ``f[f["datasets"][i]][:]`` belongs to ``f["paths"][i]``. A head's
+``logits`` are a matrix (N, K) at both levels; where it answers frame by frame, ``f["logits/a/b.wav"][:]`` is (T, K).
+Absolute inputs and inputs with ``..`` are named from the folder that holds them all
+(:func:`w2v_runtime.stores.tree.mirrored`). Several layers put a layers axis before D. Text is UTF-8; names that are not
+keep their bytes. h5py reads text as bytes, and ``os.fsdecode`` makes paths of them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from w2v_runtime.stores.pending import PendingFile
 
 _FRAMES: Final = "frames"
+_LOGITS: Final = "logits"
 _STAGING: Final = "staging"
 #: Names of datasets that are read at a time.
 _NAMES_AT_ONCE: Final = 4096
@@ -45,6 +47,8 @@ class Hdf5Store:
         if layout.level == "frame":
             self._file.create_group(_FRAMES)
             self._target = self._file.create_group(_STAGING)
+            if layout.logits_by_frame:
+                self._file.create_group(_LOGITS)
         else:
             self._target = self._file.create_dataset("embeddings", (layout.count, *layout.vector), "<f4")
 
@@ -52,7 +56,9 @@ class Hdf5Store:
         rows = self._layout.rows_of(embedding)
         position = len(self._ledger.paths)
         if self._layout.level == "frame":
-            self._target.create_dataset(str(position), data=rows)
+            self._target.create_dataset(f"{_FRAMES}/{position}", data=rows)
+            if self._layout.logits_by_frame:
+                self._target.create_dataset(f"{_LOGITS}/{position}", data=self._layout.logits_of(embedding))
         else:
             self._target[position] = rows[0]
         self._disk.check()
@@ -63,8 +69,9 @@ class Hdf5Store:
         ledger.check_complete()
         self._add_text("paths", ledger.paths)
         self._file["durations"] = np.asarray(ledger.durations)
+        if layout.labels and not layout.logits_by_frame:
+            self._file[_LOGITS] = np.asarray(ledger.logits).reshape(layout.count, len(layout.labels))
         if layout.labels:
-            self._file["logits"] = np.asarray(ledger.logits).reshape(layout.count, len(layout.labels))
             self._add_text("logit_names", layout.labels)
         if layout.level == "frame":
             self._name_datasets()
@@ -83,11 +90,12 @@ class Hdf5Store:
         self._file.create_dataset(name, data=data, dtype=h5py.string_dtype())
 
     def _name_datasets(self) -> None:
-        datasets = [f"{_FRAMES}/{name}" for name in mirrored(self._ledger.paths)]
-        for position, name in enumerate(datasets):
-            self._file.move(f"{_STAGING}/{position}", _bytes(name))
+        names = mirrored(self._ledger.paths)
+        for group in (_FRAMES, _LOGITS) if self._layout.logits_by_frame else (_FRAMES,):
+            for position, name in enumerate(names):
+                self._file.move(f"{_STAGING}/{group}/{position}", _bytes(f"{group}/{name}"))
         del self._file[_STAGING]
-        self._add_text("datasets", datasets)
+        self._add_text("datasets", [f"{_FRAMES}/{name}" for name in names])
 
 
 def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
@@ -96,10 +104,13 @@ def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
         if _FRAMES not in output:
             yield from cut(_blocks(output["embeddings"]), shapes)
             return
-        for name, shape in paired(_names(output["datasets"]), shapes):
-            dataset = output[name]
-            check_array(dataset.dtype, dataset.shape, shape)
-            yield dataset[:]
+        yield from _datasets(output, _FRAMES, shapes)
+
+
+def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The logits of each input, of a head that answers frame by frame."""
+    with path.open("rb") as file, h5py.File(file, "r") as output:
+        yield from _datasets(output, _LOGITS, shapes)
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -107,6 +118,14 @@ def read_metadata(path: Path) -> Metadata:
     with path.open("rb") as file, h5py.File(file, "r") as output:
         metadata: Metadata = json.loads(output.attrs["metadata"])
     return metadata
+
+
+def _datasets(output: h5py.File, group: str, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """Each input's dataset in a group whose names are those of the group of frames."""
+    for name, shape in paired(_names(output["datasets"]), shapes):
+        dataset = output[_bytes(group) + name.removeprefix(_bytes(_FRAMES))]
+        check_array(dataset.dtype, dataset.shape, shape)
+        yield dataset[:]
 
 
 def _blocks(matrix: h5py.Dataset) -> Iterator[Values]:

@@ -2,9 +2,10 @@
 
 ``file``, ``start``, ``end``, ``duration`` (seconds), ``logits`` by label, ``warnings`` if any, and ``embedding``: D
 numbers, or a list of them for each layer. At frame level ``embeddings`` holds such an entry a frame, and frame t runs
-from t·``step`` to t·``step`` + ``width`` seconds. Reads with ``pandas.read_json(path, lines=True)``. The lines are
-ASCII; a name that is not UTF-8 is escaped as Python's ``json`` does it, so that ``json.loads`` and ``os.fsencode`` give
-its bytes again (pandas 3 has no text that can hold such a name).
+from t·``step`` to t·``step`` + ``width`` seconds; of a head that answers frame by frame, ``logits`` hold a list of K
+numbers a frame, which ``logit_names`` names. Reads with ``pandas.read_json(path, lines=True)``. The lines are ASCII; a
+name that is not UTF-8 is escaped as Python's ``json`` does it, so that ``json.loads`` and ``os.fsencode`` give its
+bytes again (pandas 3 has no text that can hold such a name).
 """
 
 from __future__ import annotations
@@ -30,8 +31,13 @@ if TYPE_CHECKING:
     from w2v_runtime.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
 
-#: Where a line's vectors begin; inside a string the quotes would be escaped.
+#: Where a line's vectors and its logits by frame begin; inside a string the quotes would be escaped.
 _VECTORS: Final = re.compile(rb', "embeddings?": (?=\[)')
+_LOGITS: Final = re.compile(rb', "logits": (?=\[)')
+#: Where they end; a bracket inside of them has other brackets or another list after it.
+_END: Final = re.compile(rb'\](?=, "|\}\n)')
+#: Bytes in which any of these may begin at the end of one block, to go on in the next.
+_OVERLAP: Final = 32
 
 
 class JsonlStore:
@@ -69,18 +75,27 @@ def write_lines(file: IO[str], layout: Layout, embeddings: Iterable[Embedding]) 
 
 def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
     """The values of each input."""
+    return _read(path, _VECTORS, shapes)
+
+
+def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The logits of each input, of a head that answers frame by frame."""
+    return _read(path, _LOGITS, shapes)
+
+
+def _read(path: Path, beginning: re.Pattern[bytes], shapes: Iterable[Shape]) -> Iterator[Values]:
     with path.open("rb") as file:
         for head, shape in paired(_heads(file), shapes):
-            yield _read_array(file, head, shape)
+            yield _read_array(_list_text(file, head, beginning), shape)
 
 
 def described(layout: Layout, embedding: Embedding) -> dict[str, JSON]:
-    """All that is known of one input but its vectors."""
+    """All that is known of one input but its vectors and its logits by frame."""
     record: dict[str, JSON] = {"file": embedding.path, "start": 0.0, "end": embedding.duration}
     record["duration"] = embedding.duration
     if layout.level == "frame":
         record |= {"step": layout.times.step, "width": layout.times.width, "frames": len(embedding.values)}
-    if embedding.logits is not None:
+    if embedding.logits is not None and not layout.logits_by_frame:
         # Through the decimal, so that a float32 does not come out with the 17 digits of a float64.
         numbers = [float(text) for text in shortest(embedding.logits)]
         record["logits"] = dict(zip(layout.labels, numbers, strict=True))
@@ -92,8 +107,14 @@ def described(layout: Layout, embedding: Embedding) -> dict[str, JSON]:
 def _write_line(file: IO[str], layout: Layout, embedding: Embedding) -> int:
     rows = layout.rows_of(embedding)
     name, values = ("embeddings", rows) if layout.level == "frame" else ("embedding", rows[0])
-    record = json.dumps(described(layout, embedding))
-    file.write(f'{record.removesuffix("}")}, "{name}": ')
+    record = described(layout, embedding)
+    if layout.logits_by_frame:
+        record["logit_names"] = list(layout.labels)
+    file.write(json.dumps(record).removesuffix("}"))
+    if layout.logits_by_frame:
+        file.write(', "logits": ')
+        _write_array(file, layout.logits_of(embedding))
+    file.write(f', "{name}": ')
     _write_array(file, values)
     file.write("}\n")
     return len(rows)
@@ -116,20 +137,44 @@ def _heads(file: IO[bytes]) -> Iterator[bytes]:
         yield block
 
 
-def _read_array(file: IO[bytes], head: bytes, shape: Shape) -> Values:
+def _list_text(file: IO[bytes], head: bytes, beginning: re.Pattern[bytes]) -> Iterator[bytes]:
+    """The text of one nested list of a line, block by block, but for its last bracket; then the line's rest is skipped.
+
+    Raises:
+        ValueError: the line has no such list, or no end.
+    """
+    block = head
+    while (found := beginning.search(block)) is None:
+        block = block[-_OVERLAP:] + _more(file, block)
+    block = block[found.end() :]
+    while (found := _END.search(block)) is None:
+        yield block[:-_OVERLAP]
+        block = block[-_OVERLAP:] + _more(file, block)
+    yield block[: found.start()]
+    while not block.endswith(b"\n"):
+        block = _more(file, block)
+
+
+def _more(file: IO[bytes], block: bytes) -> bytes:
+    """The block that follows in the same line."""
+    more = b"" if block.endswith(b"\n") else file.readline(BLOCK_BYTES)
+    if not more:
+        raise ValueError("a line is cut short")
+    return more
+
+
+def _read_array(text: Iterable[bytes], shape: Shape) -> Values:
     """Read nested lists block by block, for the reason that they are written piece by piece."""
     values = np.empty(shape, np.float32)
     flat, filled, lists, rest = values.reshape(-1), 0, 0, b""
-    block, ended = _VECTORS.split(head, 1)[1], False
-    while block:
-        ended = block.endswith(b"\n")
+    for block in text:
         lists += block.count(b"[")
-        *numbers, rest = (rest + block.translate(None, b"[ ]}\n")).split(b",")
-        if ended and rest:
-            numbers.append(rest)
+        *numbers, rest = (rest + block.translate(None, b"[ ]")).split(b",")
         flat[filled : filled + len(numbers)] = np.array(numbers, np.float32)
         filled += len(numbers)
-        block = b"" if ended else file.readline(BLOCK_BYTES)
-    if not ended or filled != flat.size or lists != sum(math.prod(shape[:axis]) for axis in range(len(shape))):
-        raise ValueError(f"a line is cut short or does not hold {shape} numbers")
+    if rest:
+        flat[filled : filled + 1] = np.array([rest], np.float32)
+        filled += 1
+    if filled != flat.size or lists != sum(math.prod(shape[:axis]) for axis in range(len(shape))):
+        raise ValueError(f"a line does not hold {shape} numbers")
     return values

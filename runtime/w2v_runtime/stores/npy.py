@@ -2,8 +2,10 @@
 
 An array is (D,) or (T, D) float32, with a layers axis before D for several layers. ``index.jsonl`` has a line an input,
 in input order: ``npy`` (the array's name inside the folder), and ``file``, ``duration``, ``logits``, ``warnings`` as in
-``.jsonl``. ``metadata.json`` describes the run. Absolute inputs and inputs with ``..`` are named from the folder that
-holds all inputs (:func:`w2v_runtime.stores.tree.mirrored`).
+``.jsonl``. Where a head answers frame by frame, its logits are arrays (T, K) of the same names in the folder
+``logits``, ``logits_npy`` in the index; a folder of inputs that has this name itself becomes ``logits~``.
+``metadata.json`` describes the run. Absolute inputs and inputs with ``..`` are named from the folder that holds all
+inputs (:func:`w2v_runtime.stores.tree.mirrored`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 from w2v_runtime.stores.base import Layout, Ledger, Metadata
 from w2v_runtime.stores.jsonl import described
 from w2v_runtime.stores.npz import read_header, write_header
-from w2v_runtime.stores.pending import INDEX, METADATA, PendingFolder
+from w2v_runtime.stores.pending import ARRAYS, INDEX, METADATA, PendingFolder
 from w2v_runtime.stores.reading import Shape, Values, check_array, paired
 from w2v_runtime.stores.tree import mirrored
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from w2v_runtime.results import Embedding
 
 _STAGING: Final = ".staging"
+_LOGITS: Final = "logits"
+_VALUES_KEY, _LOGITS_KEY = ARRAYS
 RESERVED: Final = frozenset({INDEX, METADATA, _STAGING})
 
 
@@ -45,9 +49,9 @@ class NpyStore:
     def write(self, embedding: Embedding) -> None:
         rows = self._layout.rows_of(embedding)
         values = rows if self._layout.level == "frame" else rows[0]
-        with (self._staging / f"{len(self._ledger.paths)}.npy").open("xb") as file:
-            write_header(file, "<f4", values.shape)
-            file.write(values.data)
+        _write_array(self._staging / f"{len(self._ledger.paths)}.npy", values)
+        if self._layout.logits_by_frame:
+            _write_array(self._staging / f"{len(self._ledger.paths)}.{_LOGITS}.npy", self._layout.logits_of(embedding))
         self._records.write(json.dumps(described(self._layout, embedding)) + "\n")
         self._ledger.add(embedding, len(rows))
 
@@ -63,29 +67,52 @@ class NpyStore:
         self._pending.discard(self._records)
 
     def _name_arrays(self) -> None:
-        root = self._pending.temporary
+        root, by_frame = self._pending.temporary, self._layout.logits_by_frame
         records = self._staging / INDEX
         with records.open(encoding="ascii") as lines, (root / INDEX).open("x", encoding="ascii") as index:
-            names = mirrored(self._ledger.paths, ".npy", RESERVED)
+            names = mirrored(self._ledger.paths, ".npy", RESERVED | {_LOGITS} if by_frame else RESERVED)
             for number, (name, line) in enumerate(zip(names, lines, strict=True)):
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                (self._staging / f"{number}.npy").rename(root / name)
-                index.write(json.dumps({"npy": name} | json.loads(line)) + "\n")
+                record = {_VALUES_KEY: name}
+                _move(self._staging / f"{number}.npy", root / name)
+                if by_frame:
+                    record[_LOGITS_KEY] = f"{_LOGITS}/{name}"
+                    _move(self._staging / f"{number}.{_LOGITS}.npy", root / record[_LOGITS_KEY])
+                index.write(json.dumps(record | json.loads(line)) + "\n")
         records.unlink()
         self._staging.rmdir()
 
 
 def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
     """The values of each input, array by array as the index lists them."""
+    return _read(path, _VALUES_KEY, shapes)
+
+
+def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The logits of each input, of a head that answers frame by frame."""
+    return _read(path, _LOGITS_KEY, shapes)
+
+
+def _read(path: Path, key: str, shapes: Iterable[Shape]) -> Iterator[Values]:
     with (path / INDEX).open("rb") as index:
         for line, shape in paired(index, shapes):
-            yield _read_array(path / json.loads(line)["npy"], shape)
+            yield _read_array(path / json.loads(line)[key], shape)
 
 
 def read_metadata(path: Path) -> Metadata:
     """What the output says of itself."""
     metadata: Metadata = json.loads((path / METADATA).read_bytes())
     return metadata
+
+
+def _write_array(path: Path, values: Values) -> None:
+    with path.open("xb") as file:
+        write_header(file, "<f4", values.shape)
+        file.write(values.data)
+
+
+def _move(array: Path, name: Path) -> None:
+    name.parent.mkdir(parents=True, exist_ok=True)
+    array.rename(name)
 
 
 def _read_array(path: Path, shape: Shape) -> Values:

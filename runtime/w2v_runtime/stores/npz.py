@@ -1,13 +1,16 @@
 """``.npz``: ``embeddings``, ``paths``, ``durations``, ``metadata``; ``frame_offsets`` of frames; a head's ``logits``.
 
 Reads with ``numpy.load(path)``, no pickle. ``embeddings`` is (N, D) float32, (ΣT, D) at frame level, with a layers axis
-before D for several layers; the frames of input i are ``embeddings[frame_offsets[i]:frame_offsets[i + 1]]``. Names that
-are not UTF-8 stand in ``paths`` as ``os.fsdecode`` gives them, so ``os.fsencode`` returns their bytes.
+before D for several layers; the frames of input i are ``embeddings[frame_offsets[i]:frame_offsets[i + 1]]``. ``logits``
+is (N, K), or (ΣT, K) of a head that answers frame by frame, with the same offsets; ``logit_names`` names the columns.
+Names that are not UTF-8 stand in ``paths`` as ``os.fsdecode`` gives them, so ``os.fsencode`` returns their bytes.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import zipfile
 from typing import IO, TYPE_CHECKING, Final
 
@@ -52,7 +55,16 @@ def read_header(file: IO[bytes]) -> Shape:
 
 def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
     """The values of each input; the archive's checksum is checked with the last of them."""
-    with zipfile.ZipFile(path) as archive, archive.open("embeddings.npy") as member:
+    return _read(path, "embeddings", shapes)
+
+
+def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The logits of each input, of a head that answers frame by frame; checksummed likewise."""
+    return _read(path, "logits", shapes)
+
+
+def _read(path: Path, name: str, shapes: Iterable[Shape]) -> Iterator[Values]:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
         yield from cut(_vectors(member), shapes)
 
 
@@ -64,7 +76,10 @@ def read_metadata(path: Path) -> Metadata:
 
 
 class NpzStore:
-    """Streams the vectors into the archive's first member; the small arrays follow at commit."""
+    """Streams the vectors into the archive's first member; all else follows at commit.
+
+    An archive takes one member at a time, so logits by frame wait in a file without a name, which needs no removal.
+    """
 
     def __init__(self, pending: PendingFile, layout: Layout) -> None:
         self._pending = pending
@@ -74,10 +89,13 @@ class NpzStore:
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         self._embeddings = self._member("embeddings")
         write_header(self._embeddings, "<f4", (layout.rows, *layout.vector))
+        self._logits = pending.scratch() if layout.logits_by_frame else io.BytesIO()
 
     def write(self, embedding: Embedding) -> None:
         rows = self._layout.rows_of(embedding)
         self._embeddings.write(rows.data)
+        if self._layout.logits_by_frame:
+            self._logits.write(self._layout.logits_of(embedding).data)
         self._ledger.add(embedding, len(rows))
 
     def commit(self) -> None:
@@ -88,8 +106,11 @@ class NpzStore:
         self._add("durations", np.asarray(ledger.durations))
         if layout.level == "frame":
             self._add("frame_offsets", np.asarray(ledger.offsets))
-        if layout.labels:
+        if layout.logits_by_frame:
+            self._add_frame_logits()
+        elif layout.labels:
             self._add("logits", np.asarray(ledger.logits).reshape(layout.count, len(layout.labels)))
+        if layout.labels:
             self._add_text("logit_names", layout.labels)
         self._add("metadata", np.array(ledger.metadata_text()))
         self._zip.close()
@@ -97,7 +118,7 @@ class NpzStore:
         self._pending.commit()
 
     def discard(self) -> None:
-        self._pending.discard(self._embeddings, self._zip, self._file)
+        self._pending.discard(self._logits, self._embeddings, self._zip, self._file)
 
     def _member(self, name: str) -> IO[bytes]:
         # A ZipInfo without a date, so that equal results are equal bytes; ZIP64 because sizes are not announced.
@@ -106,6 +127,13 @@ class NpzStore:
     def _add(self, name: str, array: npt.NDArray[np.generic]) -> None:
         with self._member(name) as member:
             npy_format.write_array(member, array, allow_pickle=False)
+
+    def _add_frame_logits(self) -> None:
+        self._logits.seek(0)
+        with self._member("logits") as member:
+            write_header(member, "<f4", (self._layout.rows, len(self._layout.labels)))
+            shutil.copyfileobj(self._logits, member)
+        self._logits.close()
 
     def _add_text(self, name: str, strings: Sequence[str]) -> None:
         dtype = f"<U{max(map(len, strings), default=1)}"

@@ -1,5 +1,7 @@
 """``.parquet``: ``file``, ``start``, ``end``, the head's labels, ``embedding``; a row an input, or a row a frame.
 
+A head that answers frame by frame has its own numbers in each row. A label's column bears its name, with ``~2`` where
+another column has that name already; the labels' columns are all those between ``end`` and ``embedding``.
 ``embedding`` is fixed_size_list<float32> of D; of layers · D for several layers, layer by layer, as ``layers`` and
 ``dim`` of the metadata tell. The schema carries the metadata as JSON under ``b"w2v"``; the inputs' warnings, known only
 at the end, stand under ``b"w2v_warnings"`` of the file's own key-value metadata. Text in Parquet must be UTF-8; names
@@ -16,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from w2v_runtime.stores.base import Layout, Ledger, Metadata
+from w2v_runtime.stores.base import Layout, Ledger, Metadata, label_columns
 from w2v_runtime.stores.reading import BLOCK_BYTES, Shape, Values, block_rows, cut, vector_shape
 
 if TYPE_CHECKING:
@@ -30,6 +32,12 @@ METADATA_KEY: Final = "w2v"
 WARNINGS_KEY: Final = "w2v_warnings"
 #: Vectors are held back until they fill a row group of this many bytes.
 ROW_GROUP_BYTES: Final = 32 * 2**20
+
+_BEFORE_LABELS: Final = ("file", "start", "end")
+_VECTORS: Final = "embedding"
+#: The least that is read at a time of each of many columns, in bytes and in rows: each column costs much by itself.
+_MIN_BUFFER_BYTES: Final = 4096
+_MIN_ROWS: Final = 256
 
 _URI: Final = "file:"
 
@@ -52,7 +60,8 @@ class ParquetStore:
         self._layout = layout
         self._ledger = Ledger(layout)
         width = int(np.prod(layout.vector))
-        capacity = max(1, min(ROW_GROUP_BYTES // (4 * width), layout.rows))
+        numbers = width + (len(layout.labels) if layout.logits_by_frame else 0)
+        capacity = max(1, min(ROW_GROUP_BYTES // (4 * numbers), layout.rows))
         self._files: list[str] = []
         self._times = np.empty((2, capacity))
         self._logits = np.empty((len(layout.labels), capacity), np.float32)
@@ -61,12 +70,12 @@ class ParquetStore:
         self._file = pending.create()
         # Dictionaries and statistics of vectors cost time and never help a reader.
         self._writer = pq.ParquetWriter(
-            self._file, self._schema, use_dictionary=["file"], write_statistics=["file", "start", "end"]
+            self._file, self._schema, use_dictionary=["file"], write_statistics=[*_BEFORE_LABELS]
         )
 
     def write(self, embedding: Embedding) -> None:
         rows = self._layout.rows_of(embedding)
-        times = np.stack(self._layout.times_of(embedding))
+        times, logits = np.stack(self._layout.times_of(embedding)), self._layout.logits_of(embedding)
         file = file_text(embedding.path)
         done = 0
         while done < len(rows):
@@ -74,8 +83,7 @@ class ParquetStore:
             taken = min(len(rows) - done, len(self._vectors) - filled)
             self._files += [file] * taken
             self._times[:, filled : filled + taken] = times[:, done : done + taken]
-            if embedding.logits is not None:
-                self._logits[:, filled : filled + taken] = embedding.logits[:, np.newaxis]
+            self._logits[:, filled : filled + taken] = logits[done : done + taken].T
             self._vectors[filled : filled + taken] = rows[done : done + taken].reshape(taken, -1)
             done += taken
             if len(self._files) == len(self._vectors):
@@ -100,7 +108,7 @@ class ParquetStore:
     def _write_row_group(self) -> None:
         rows = len(self._files)
         vectors = pa.FixedSizeListArray.from_arrays(
-            pa.array(self._vectors[:rows].ravel()), type=self._schema.field("embedding").type
+            pa.array(self._vectors[:rows].ravel()), type=self._schema.field(_VECTORS).type
         )
         columns = [pa.array(self._files), *map(pa.array, (*self._times[:, :rows], *self._logits[:, :rows])), vectors]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=rows)
@@ -109,7 +117,12 @@ class ParquetStore:
 
 def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
     """The values of each input."""
-    return cut(_blocks(path), shapes)
+    return cut(_vectors(path), shapes)
+
+
+def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+    """The logits of each input, of a head that answers frame by frame."""
+    return cut(_logits(path), shapes)
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -123,18 +136,34 @@ def _metadata(schema: pa.Schema) -> Metadata:
     return metadata
 
 
-def _blocks(path: Path) -> Iterator[Values]:
+def _vectors(path: Path) -> Iterator[Values]:
+    vector = vector_shape(read_metadata(path))
+    for batch in _batches(path, [_VECTORS], block_rows(vector)):
+        yield batch.column(_VECTORS).flatten().to_numpy().reshape(len(batch), *vector)
+
+
+def _logits(path: Path) -> Iterator[Values]:
+    with path.open("rb") as file:
+        names = pq.read_schema(file).names[len(_BEFORE_LABELS) : -1]
+    for batch in _batches(path, names, max(_MIN_ROWS, block_rows((len(names),)))):
+        yield np.stack([batch.column(name).to_numpy() for name in names], axis=1)
+
+
+def _batches(path: Path, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Some columns, block by block of so many rows.
+
+    There may be other columns too: Parquet takes a dot in a name for a path, so that ``a`` stands for ``a.b`` as well.
+    """
     # Without a buffer size, whole row groups would be read ahead.
-    with path.open("rb") as file, pq.ParquetFile(file, buffer_size=BLOCK_BYTES) as output:
-        vector = vector_shape(_metadata(output.schema_arrow))
-        for batch in output.iter_batches(block_rows(vector), columns=["embedding"]):
-            yield batch.column(0).flatten().to_numpy().reshape(len(batch), *vector)
+    buffer = max(_MIN_BUFFER_BYTES, BLOCK_BYTES // len(columns))
+    with path.open("rb") as file, pq.ParquetFile(file, buffer_size=buffer) as output:
+        yield from output.iter_batches(rows, columns=columns)
 
 
 def _schema(layout: Layout, width: int, metadata: str) -> pa.Schema:
     number = pa.field("element", pa.float32(), nullable=False)
-    kinds = {"file": pa.string(), "start": pa.float64(), "end": pa.float64()}
-    kinds |= {label: pa.float32() for label in layout.labels}
-    kinds |= {"embedding": pa.list_(number, width)}
+    kinds = dict(zip(_BEFORE_LABELS, (pa.string(), pa.float64(), pa.float64()), strict=True))
+    kinds |= {name: pa.float32() for name in label_columns(layout.labels, (*_BEFORE_LABELS, _VECTORS))}
+    kinds |= {_VECTORS: pa.list_(number, width)}
     fields = [pa.field(name, kind, nullable=False) for name, kind in kinds.items()]
     return pa.schema(fields, metadata={METADATA_KEY: metadata})

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -16,6 +17,8 @@ REPLACED_SUFFIX: Final = ".w2v-old"
 #: Lists the arrays of a folder output, and so tells one from any other folder.
 INDEX: Final = "index.jsonl"
 METADATA: Final = "metadata.json"
+#: Under these keys the index names the arrays of an input.
+ARRAYS: Final = ("npy", "logits_npy")
 
 
 class _Closable(Protocol):
@@ -39,6 +42,10 @@ class PendingFile:
         """Open the temporary file for writing, in place of one that a killed run left behind."""
         self.temporary.unlink(missing_ok=True)
         return self.temporary.open("xb")
+
+    def scratch(self) -> BinaryIO:
+        """Open a file without a name on the same disk; closing it, or a kill, removes it."""
+        return tempfile.TemporaryFile(dir=self.path.parent)
 
     def commit(self) -> None:
         """Make the closed temporary file durable and give it its name."""
@@ -140,7 +147,7 @@ def _stranger(folder: Path) -> str | None:
     """A file below ``folder`` that no index of an earlier output lists, or None."""
     known = {METADATA, INDEX}
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError), (folder / INDEX).open("rb") as lines:
-        known.update(json.loads(line)["npy"] for line in lines)
+        known.update(record[key] for record in map(json.loads, lines) for key in ARRAYS if key in record)
     for parent, _, files in os.walk(folder):
         for file in files:
             name = Path(parent, file).relative_to(folder).as_posix()

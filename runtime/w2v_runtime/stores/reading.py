@@ -28,6 +28,9 @@ class Reader(Protocol):
     def read(self, path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
         """The values of each input, in the output's order: one array for each of ``shapes``."""
 
+    def read_logits(self, path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
+        """The logits (T, K) of each input likewise, of a head that answers frame by frame."""
+
     def read_metadata(self, path: Path) -> Metadata:
         """What the output says of itself."""
 

@@ -1,0 +1,280 @@
+"""The Conformer encoders: Wav2Vec2-Conformer and Wav2Vec2-BERT.
+
+A block is two half-step feed-forwards around self-attention and a depthwise convolution (Gulati et al. 2020,
+"Conformer: Convolution-augmented Transformer for Speech Recognition"). The two families differ in that convolution,
+and in the norm after the last block. Positions enter in the attention alone, in one of three forms or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from w2v_export.graph.encoder import Encoder, FeedForward, Frames, SelfAttention
+from w2v_export.graph.tensors import Dense, attention
+
+
+class BareEntry(nn.Module):
+    """Layer 0 is the projected features themselves; the Conformer's positional convolution is loaded but never run."""
+
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:  # noqa: ARG002
+        return x
+
+
+class SinusoidalPositions(nn.Module):
+    """Sinusoids of the distances from query to key (Dai et al. 2019, "Transformer-XL", section 3.3).
+
+    Shape: (batch, time, hidden) → (2·time, hidden), row m for the distance time - m: row 0 is there for
+    :func:`shift` alone. All sines come before all cosines, where the reference has them in turn.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        exponents = torch.arange(0, hidden_size, 2).float() * -(math.log(10000.0) / hidden_size)
+        self.register_buffer("frequencies", exponents.exp())
+
+    def forward(self, x: Tensor) -> Tensor:
+        time = x.shape[1]
+        distances = (time - torch.arange(2 * time, device=x.device)).to(torch.float32)
+        angles = distances[:, None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class RotaryPositions(nn.Module):
+    """Cosines and sines of the rotation at each frame (Su et al. 2021, "RoFormer").
+
+    Shape: (batch, time, hidden) → (2, time, 1, head_size/2).
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, frequencies: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", frequencies.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[1], device=x.device).to(torch.float32)[:, None] * self.frequencies
+        return torch.stack([angles.cos(), angles.sin()])[:, :, None, :]
+
+
+class DistanceIndex(nn.Module):
+    """Which row of the distance embedding stands between a query and a key (Shaw et al. 2018).
+
+    Shape: (batch, time, hidden) → (time, time) int64, from 0, far to the left, to left + right.
+    """
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__()
+        self.left, self.right = left, right
+
+    def forward(self, x: Tensor) -> Tensor:
+        position = torch.arange(x.shape[1], device=x.device)
+        return (position[None, :] - position[:, None]).clamp(-self.left, self.right) + self.left
+
+
+def shift(scores: Tensor) -> Tensor:
+    """From scores by distance to scores by key: (batch, heads, time, 2·time) → (batch, heads, time, time).
+
+    Column m of row i holds the distance time - m, and key j of that row is at distance i - j: its score is at
+    m = time - i + j, which is at i·(2·time - 1) + time + j in memory. So without the first ``time`` numbers,
+    and in rows shorter by one, column j holds key j ("Transformer-XL", appendix B).
+    """
+    batch, heads, time = scores.shape[:3]
+    aligned = scores.reshape(batch, heads, -1, time)[:, :, 1:].reshape(batch, heads, time, -1)
+    return aligned[:, :, :, :time]
+
+
+class ConformerAttention(SelfAttention):
+    """Self-attention in the names of these families."""
+
+    def __init__(self, reference: Any) -> None:
+        projections = reference.linear_q, reference.linear_k, reference.linear_v, reference.linear_out
+        super().__init__(*projections, heads=reference.num_heads)
+
+
+class PositionBiasAttention(ConformerAttention):
+    """Self-attention whose scores get a term of query and distance, from a table that all blocks share."""
+
+    def by_head(self, query: Tensor) -> Tensor:
+        """(batch, time, hidden) → (batch, heads, time, head_size)."""
+        return query.reshape(query.shape[0], -1, self.heads, self.head_size).transpose(1, 2)
+
+    def bias(self, query: Tensor, shared: Tensor) -> Tensor:
+        """The scaled scores of the positions: (batch, time, hidden), shared → (batch, heads, time, time)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:  # type: ignore[override]
+        assert frames.shared is not None
+        query = self.query(x)
+        bias = self.bias(query, frames.shared)
+        attended = attention(query, self.key(x), self.value(x), frames.lengths, bias, self.heads, self.head_size)
+        return self.output(attended)
+
+
+class RelativeAttention(PositionBiasAttention):
+    """Scores ((q + u)·k + (q + v)·p) / √head_size, p the projected sinusoids of the distance ("Transformer-XL").
+
+    u is folded into the query's bias, the scale into the projection of the positions, and so is the order of the
+    sinusoids in :class:`SinusoidalPositions`.
+    """
+
+    def __init__(self, reference: Any) -> None:
+        super().__init__(reference)
+        content_bias, position_bias = reference.pos_bias_u, reference.pos_bias_v
+        self.query = Dense(reference.linear_q.weight.T, reference.linear_q.bias + content_bias.flatten())
+        self.offset = nn.Parameter((position_bias - content_bias).detach()[:, None, :])
+        weight = reference.linear_pos.weight.T / math.sqrt(self.head_size)
+        self.position = Dense(torch.cat([weight[0::2], weight[1::2]]), None)
+
+    def bias(self, query: Tensor, shared: Tensor) -> Tensor:
+        positions = self.position(shared).reshape(-1, self.heads, self.head_size).permute(1, 2, 0)
+        return shift((self.by_head(query) + self.offset) @ positions)
+
+
+class RelativeKeyAttention(PositionBiasAttention):
+    """Scores q·(k + e) / √head_size, e the embedding of the clipped distance, in which the scale is folded."""
+
+    def __init__(self, reference: Any) -> None:
+        super().__init__(reference)
+        self.distances = Dense(reference.distance_embedding.weight.T / math.sqrt(self.head_size), None)
+
+    def bias(self, query: Tensor, shared: Tensor) -> Tensor:
+        scores = self.distances(self.by_head(query))
+        batch, heads, time = scores.shape[:3]
+        return scores.gather(3, shared.expand(batch, heads, time, time))
+
+
+class RotaryAttention(ConformerAttention):
+    """Queries and keys are projected from hidden states that are rotated by their position, head for head."""
+
+    def rotate(self, x: Tensor, shared: Tensor) -> Tensor:
+        cos, sin = shared[0], shared[1]
+        heads = x.reshape(x.shape[0], -1, self.heads, self.head_size)
+        begin, end = torch.split(heads, self.head_size // 2, dim=3)
+        return torch.cat([begin * cos - end * sin, end * cos + begin * sin], dim=3).flatten(2)
+
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:  # type: ignore[override]
+        assert frames.shared is not None
+        rotated = self.rotate(x, frames.shared)
+        query, key, value = self.query(rotated), self.key(rotated), self.value(x)
+        return self.output(attention(query, key, value, frames.lengths, None, self.heads, self.head_size))
+
+
+class HalfStep(FeedForward):
+    """A feed-forward that gives half its output, which is exact in the weights."""
+
+    def __init__(self, feed_forward: Any) -> None:
+        super().__init__(feed_forward)
+        output = feed_forward.output_dense
+        self.contract = Dense(output.weight.T * 0.5, output.bias * 0.5)
+
+
+class CentredConv(nn.Module):
+    """A depthwise convolution over both sides, its batch norm folded: (batch, time, hidden) → the same.
+
+    It reaches beyond the end of an utterance, where the reference has zeros.
+    """
+
+    def __init__(self, conv: nn.Conv1d, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        self.conv = fuse_conv_bn_eval(conv, norm)
+
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
+        return self.conv(torch.where(frames.mask, x, 0.0).transpose(1, 2)).transpose(1, 2)
+
+
+class CausalConv(nn.Module):
+    """A depthwise convolution over the past, then a layer norm: (batch, time, hidden) → the same.
+
+    It needs no mask, for the padding of an utterance lies in its future.
+    """
+
+    def __init__(self, conv: nn.Conv1d, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+        self.padding = (conv.kernel_size[0] - 1, 0)
+
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:  # noqa: ARG002
+        return self.norm(self.conv(F.pad(x.transpose(1, 2), self.padding)).transpose(1, 2))
+
+
+class ConvModule(nn.Module):
+    """The convolution of a block: pointwise into a gate, depthwise over time, pointwise."""
+
+    def __init__(self, module: Any, depthwise: nn.Module) -> None:
+        super().__init__()
+        self.norm = module.layer_norm
+        self.expand = Dense(module.pointwise_conv1.weight.squeeze(2).T, None)
+        self.depthwise = depthwise
+        self.activation = module.activation
+        self.contract = Dense(module.pointwise_conv2.weight.squeeze(2).T, None)
+
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
+        x = F.glu(self.expand(self.norm(x)), dim=2)
+        return self.contract(self.activation(self.depthwise(x, frames)))
+
+
+class ConformerLayer(nn.Module):
+    """One block, its attention after the reference's kind of positions."""
+
+    def __init__(self, layer: Any, depthwise: nn.Module) -> None:
+        super().__init__()
+        kind = ATTENTION.get(layer.self_attn.position_embeddings_type, ConformerAttention)
+        self.first_norm, self.first = layer.ffn1_layer_norm, HalfStep(layer.ffn1)
+        self.attention_norm, self.attention = layer.self_attn_layer_norm, kind(layer.self_attn)
+        self.convolution = ConvModule(layer.conv_module, depthwise)
+        self.second_norm, self.second = layer.ffn2_layer_norm, HalfStep(layer.ffn2)
+        self.norm = layer.final_layer_norm
+
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
+        x = x + self.first(self.first_norm(x))
+        x = x + self.attention(self.attention_norm(x), frames)
+        x = x + self.convolution(x, frames)
+        x = x + self.second(self.second_norm(x))
+        return self.norm(x)
+
+
+#: The attention for each kind of positions in the reference, which ignores any other.
+ATTENTION: Final[dict[str | None, type[ConformerAttention]]] = {
+    "relative": RelativeAttention,
+    "relative_key": RelativeKeyAttention,
+    "rotary": RotaryAttention,
+}
+
+
+def positions(model: Any) -> nn.Module | None:
+    """What the attention of all blocks shares: (batch, time, hidden) → a table; None for a model without positions."""
+    reference = model.encoder.layers[0].self_attn
+    match reference.position_embeddings_type:
+        case "relative":
+            return SinusoidalPositions(reference.linear_pos.in_features)
+        case "relative_key":
+            return DistanceIndex(reference.left_max_position_embeddings, reference.right_max_position_embeddings)
+        case "rotary":
+            return RotaryPositions(model.encoder.embed_positions.inv_freq)
+    return None
+
+
+def conformer(model: Any) -> Encoder:
+    """The encoder of a ``Wav2Vec2ConformerModel`` in evaluation mode."""
+    blocks: list[nn.Module] = []
+    for layer in model.encoder.layers:
+        module = layer.conv_module
+        blocks.append(ConformerLayer(layer, CentredConv(module.depthwise_conv, module.batch_norm)))
+    return Encoder(BareEntry(), blocks, model.encoder.layer_norm, positions(model))
+
+
+def bert(model: Any) -> Encoder:
+    """The encoder of a ``Wav2Vec2BertModel`` in evaluation mode and without an adapter."""
+    blocks: list[nn.Module] = []
+    for layer in model.encoder.layers:
+        module = layer.conv_module
+        blocks.append(ConformerLayer(layer, CausalConv(module.depthwise_conv, module.depthwise_layer_norm)))
+    return Encoder(BareEntry(), blocks, None, positions(model))

@@ -1,0 +1,144 @@
+"""The graphs of a bundle: raw samples and lengths in, named outputs out.
+
+The reference (transformers) runs channels-first convolutions, normalises the waveform outside the model, and lets
+padding leak into the group norm. These graphs compute the same numbers from a padded batch: the front end
+(``waveform``, ``logmel``) and the encoder (``encoder`` and its relatives) know each utterance's length at every level.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from w2v_export.graph.encoder import Encoder, Frames
+from w2v_export.graph.logmel import LogMelFrontEnd
+from w2v_export.graph.pooling import STATISTICS, Pool
+from w2v_export.graph.tensors import Dense, num_frames, valid
+from w2v_export.graph.waveform import WaveformFrontEnd
+from w2v_export.head_modules import HeadModule
+from w2v_models.manifest import (
+    FRAME_LENGTHS,
+    HEAD_FRAMES,
+    LAST_LAYER,
+    LOGITS,
+    MEL,
+    WEIGHTED_LAYERS,
+    ConvStack,
+    frames_output,
+    pooled_output,
+)
+from w2v_runtime.results import POOLINGS
+
+FrontEnd = WaveformFrontEnd | LogMelFrontEnd
+
+
+class Projection(nn.Module):
+    """From the front end's features to the encoder's width: a layer norm where the model has one, and a dense layer."""
+
+    def __init__(self, norm: nn.Module | None, projection: nn.Linear) -> None:
+        super().__init__()
+        self.norm, self.dense = norm, Dense.of(projection)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(x if self.norm is None else self.norm(x))
+
+
+class InferenceGraph(nn.Module):
+    """A speech encoder, and its head if it has one, with every output that can be asked for.
+
+    Files are cut from this graph to the outputs that they are for: what an output does not need is not computed.
+    It takes over the parameters of the reference; neither copy is meant to be trained afterwards.
+
+    Shape:
+        - waveform: (batch, samples) float32; the content beyond an utterance's length is ignored, NaN included.
+        - lengths: (batch,) int64, samples.
+        - layer_weights: (L + 1,), of the layers 0 … L in the layer named ``weighted``.
+        - returns: for each layer (0 … L, last, weighted) its frames (batch, time, hidden), zero in the padding, and
+          their statistics (batch, hidden); ``frame_lengths`` (batch,); the head's outputs.
+    """
+
+    def __init__(
+        self, front_end: FrontEnd, projection: Projection, encoder: Encoder, conv: ConvStack, head: HeadModule | None
+    ) -> None:
+        super().__init__()
+        self.front_end: FrontEnd = front_end
+        self.projection, self.encoder, self.head = projection, encoder, head
+        self.receptive_field, self.stride = conv.receptive_field, conv.stride
+
+    def forward(self, waveform: Tensor, lengths: Tensor, layer_weights: Tensor) -> dict[str, Tensor]:
+        layers, last, frame_lengths = self.layers(waveform, lengths)
+        outputs = {FRAME_LENGTHS: frame_lengths}
+        for name, hidden in _named(layers, last, layer_weights).items():
+            pool = Pool(hidden, frame_lengths)
+            outputs[frames_output(name)] = torch.where(pool.mask, hidden, 0.0)
+            outputs |= {pooled_output(name, pooling): STATISTICS[pooling](pool) for pooling in POOLINGS}
+        if self.head is None:
+            return outputs
+        head_lengths = (frame_lengths - 2 * self.head.margin).clamp(min=0)
+        pool = Pool(self.head.frames(layers, last), head_lengths)
+        if self.head.level == "frame":
+            return outputs | {LOGITS: torch.where(pool.mask, pool.x, 0.0)}
+        pooled = torch.cat([STATISTICS[name](pool) for name in self.head.pooling], dim=1)
+        return outputs | self.head.vector(pooled)
+
+    def layers(
+        self, waveform: Tensor, lengths: Tensor, moments: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Layers 0 … L, ``last_hidden_state``, and the valid frames of each utterance."""
+        features = self.front_end(waveform, lengths, moments)
+        frame_lengths = num_frames(lengths, self.receptive_field, self.stride)
+        mask = valid(frame_lengths, features.shape[1])
+        x = torch.where(mask, self.projection(features), 0.0)
+        layers, last = self.encoder(x, Frames(frame_lengths, mask))
+        return layers, last, frame_lengths
+
+
+class WindowGraph(InferenceGraph):
+    """The same encoder for windows of a long recording, which share the whole recording's statistics.
+
+    Shape: as :class:`InferenceGraph`, with ``moments`` (batch, n) as ``w2v_models.manifest.MOMENTS`` says; returns
+    each layer's frames, ``frame_lengths``, and the head's frames, which ``head.onnx`` takes the statistics of.
+    """
+
+    def __init__(self, graph: InferenceGraph) -> None:
+        # The same parameters, under the same names; the exporter leaves its own ``forward`` on an instance.
+        self.__dict__ = {name: value for name, value in graph.__dict__.items() if name != "forward"}
+
+    def forward(  # type: ignore[override]
+        self, waveform: Tensor, lengths: Tensor, moments: Tensor, layer_weights: Tensor
+    ) -> dict[str, Tensor]:
+        layers, last, frame_lengths = self.layers(waveform, lengths, moments)
+        named = _named(layers, last, layer_weights)
+        outputs = {FRAME_LENGTHS: frame_lengths} | {frames_output(name): hidden for name, hidden in named.items()}
+        return outputs if self.head is None else outputs | {HEAD_FRAMES: self.head.frames(layers, last)}
+
+
+class HeadGraph(nn.Module):
+    """The part of a head behind its statistics, (batch, statistics · channels) → the head's outputs."""
+
+    def __init__(self, head: HeadModule) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, pooled: Tensor) -> dict[str, Tensor]:
+        return self.head.vector(pooled)
+
+
+class MelGraph(nn.Module):
+    """Log-mel frames of a piece of audio, (batch, samples) → (batch, frames, bands)."""
+
+    def __init__(self, front_end: LogMelFrontEnd) -> None:
+        super().__init__()
+        self.front_end = front_end
+
+    def forward(self, waveform: Tensor) -> dict[str, Tensor]:
+        lengths = torch.full_like(waveform[:, 0], waveform.shape[1], dtype=torch.int64)
+        return {MEL: self.front_end.mel(waveform, lengths)}
+
+
+def _named(layers: list[Tensor], last: Tensor, layer_weights: Tensor) -> dict[str, Tensor]:
+    """Every layer that can be asked for, by name."""
+    weighted = layer_weights[0] * layers[0]
+    for index, layer in enumerate(layers[1:], 1):
+        weighted = weighted + layer_weights[index] * layer
+    return {str(index): layer for index, layer in enumerate(layers)} | {LAST_LAYER: last, WEIGHTED_LAYERS: weighted}

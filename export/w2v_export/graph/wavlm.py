@@ -1,0 +1,90 @@
+"""The encoder of WavLM: the transformer of wav2vec 2.0 with a gated relative position bias in its attention.
+
+Chen et al., *WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing* (2022), section
+III-A, as transformers computes it: the scores of query i and key j gain g_i · d_{j-i}. The embedding d of their
+distance belongs to the first block and serves all of them; the gate g_i each block takes from its own input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from w2v_export.graph.encoder import Encoder, EncoderLayer, Entry, Frames, PositionalConv, SelfAttention
+from w2v_export.graph.tensors import Dense
+
+
+class RelativePosition(nn.Module):
+    """The bias of every pair of frames before its gate, by their distance.
+
+    The reference sorts distances into buckets, logarithmically the far ones, and embeds the buckets. All beyond
+    ``max_distance`` share the last bucket of their direction, so what it makes of all distances up to there is one
+    constant table (heads, 2·max_distance + 1). That also settles the distances on the border of two buckets, where
+    engines may round a logarithm differently.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.furthest = int(attention.max_distance)
+        distances = torch.arange(-self.furthest, self.furthest + 1)
+        embedded = attention.rel_attn_embed.weight[attention._relative_positions_bucket(distances)]
+        self.table = nn.Parameter(embedded.detach().T.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, hidden) → (1, heads, time, time), rows for queries and columns for keys."""
+        position = torch.arange(x.shape[1], device=x.device)
+        distance = position[None, :] - position[:, None]
+        return self.table[:, distance.clamp(-self.furthest, self.furthest) + self.furthest][None]
+
+
+class Gate(nn.Module):
+    """How strongly each query of each head minds the relative position.
+
+    With a, b = sigmoid(W·h), where h is the head's share of the block's input, the gate is a·(b·s_head - 1) + 2. The
+    reference projects h to 2 × 4 columns and adds up each four: W holds their sums. It is the same for all heads, and
+    stands here once for each on the diagonal of one (hidden, 2·heads) matrix, all first columns before all second
+    ones, as one wide product costs engines less than a narrow one a head.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        linear, heads = attention.gru_rel_pos_linear, attention.num_heads
+        self.heads = heads
+        weight = linear.weight.detach().unflatten(0, (2, 4)).sum(1)
+        bias = linear.bias.detach().unflatten(0, (2, 4)).sum(1)
+        diagonal = torch.cat([torch.kron(torch.eye(heads), row[:, None]) for row in weight], dim=1)
+        self.project = Dense(diagonal, bias.repeat_interleave(heads))
+        self.scale = nn.Parameter(attention.gru_rel_pos_const.detach()[0, :, 0].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, hidden) → (batch, heads, time, 1)."""
+        columns = torch.sigmoid(self.project(x)).transpose(1, 2)
+        a, b = columns[:, : self.heads], columns[:, self.heads :]
+        gate: Tensor = a * (b * self.scale - 1.0) + 2.0
+        return gate[:, :, :, None]
+
+
+class GatedAttention(nn.Module):
+    """Self-attention whose shared position bias passes the block's own gate."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.gate = Gate(attention)
+        self.attend = SelfAttention.of(attention)
+
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
+        attended: Tensor = self.attend(x, frames, self.gate(x) * frames.shared)
+        return attended
+
+
+def wavlm(model: Any) -> Encoder:
+    """The encoder of a ``WavLMModel``, in its post-norm or its stable form."""
+    reference, stable = model.encoder, model.config.do_stable_layer_norm
+    entry = Entry(PositionalConv(reference.pos_conv_embed), None if stable else reference.layer_norm)
+    blocks: list[nn.Module] = [
+        EncoderLayer(layer, stable, GatedAttention(layer.attention)) for layer in reference.layers
+    ]
+    position = RelativePosition(reference.layers[0].attention)
+    return Encoder(entry, blocks, reference.layer_norm if stable else None, shared=position)

@@ -1,0 +1,83 @@
+"""What an export refuses before it imports PyTorch: seconds of waiting, and a stage announced, for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from w2v_models import catalogue
+from w2v_models.bundle import MANIFEST
+from w2v_models.errors import CheckpointError, OutputError, RefusedError
+from w2v_runtime import library
+
+_CONFIG: Final = "config.json"
+#: Precisions that this release exports.
+PRECISIONS: Final = ("fp32",)
+
+
+def refuse_early(
+    model: str,
+    output: Path | None,
+    precision: Sequence[str],
+    revision: str | None,
+    random_weights: bool,
+    overwrite: bool,
+    offline: bool,
+) -> None:
+    """Refuse a model that can be known not to be had, an unknown precision, and an output that is not to be replaced.
+
+    Raises:
+        RefusedError: a precision is not known.
+        CheckpointError: the model is no folder and looks like a path, is not in the catalogue though its weights are to
+            be random, or is not in the hub's cache though nothing may be fetched.
+        OutputError: the output exists.
+    """
+    if unknown := [name for name in precision if name not in PRECISIONS]:
+        raise RefusedError(f"precision {', '.join(unknown)!r} cannot be exported; known: {', '.join(PRECISIONS)}.")
+    check_output(output if output is not None else library.default_folder(model), overwrite)
+    if Path(model).is_dir():
+        return
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a hub id such as org/name.")
+    if random_weights:
+        _check_known(model)
+    elif offline:
+        _check_cached(model, revision)
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Refuse an output that exists, unless it is a bundle, or nothing, and is to be replaced.
+
+    Raises:
+        OutputError: with the choice the user has.
+    """
+    if folder.exists() and not overwrite:
+        raise OutputError(f"{folder} exists already; replace it with --overwrite, or choose another --output.")
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not empty and not a bundle, so it is not replaced; choose another --output.")
+
+
+def _check_known(model: str) -> None:
+    if catalogue.find(model) is None:
+        raise CheckpointError(
+            f"{model} is neither a folder nor in the catalogue, so its architecture is unknown without its files. "
+            "The catalogue is shown by: w2v-models list"
+        )
+
+
+def _check_cached(model: str, revision: str | None) -> None:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ModuleNotFoundError:
+        return  # what is not installed is told where all of it is imported
+    try:
+        cached = try_to_load_from_cache(model, _CONFIG, revision=revision)
+    except HFValidationError as error:
+        raise CheckpointError(f"{model} is neither a folder nor a hub id: {error}") from None
+    if not isinstance(cached, str):
+        which = f"revision {revision} of {model}" if revision else model
+        raise CheckpointError(
+            f"{which} is not in the hub's cache; leave --offline out to fetch it, or give the folder of a checkpoint."
+        )

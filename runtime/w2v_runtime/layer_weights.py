@@ -1,0 +1,50 @@
+"""Files of layer weights, as probes of the SUPERB kind learn them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from w2v_models.errors import RefusedError
+
+#: How far from 1 normalised weights may add up.
+_SUM_TOLERANCE: Final = 1e-3
+#: A file of so many bytes holds more than one weight a layer.
+_MAX_BYTES: Final = 1 << 20
+
+
+def read_weights(path: Path) -> tuple[float, ...]:
+    """The weights of the layers 0 … L in a file: ``.npy``, a JSON list, or numbers between spaces, commas or lines.
+
+    Weights that are not negative and add up to 1 are taken as they are. Any others are what a probe learnt before its
+    softmax, exp(w)/Σexp(w), which is then applied (Yang et al. 2021, SUPERB, section 3).
+
+    Raises:
+        RefusedError: the file cannot be read, or does not hold finite numbers.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+        weights = np.asarray(_numbers(path), dtype=np.float64).reshape(-1)
+    except OSError as error:
+        raise RefusedError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, TypeError, EOFError) as error:
+        raise RefusedError(f"{path} does not hold layer weights: {error}. Give one number a layer.") from None
+    if not weights.size or not np.isfinite(weights).all():
+        raise RefusedError(f"{path} does not hold layer weights: they must be finite numbers, one a layer.")
+    if weights.min() < 0 or abs(weights.sum() - 1) > _SUM_TOLERANCE:
+        weights = np.exp(weights - weights.max())
+        weights /= weights.sum()
+    return tuple(weights.tolist())
+
+
+def _numbers(path: Path) -> Any:
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    return [float(word) for word in text.replace(",", " ").split()]
