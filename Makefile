@@ -18,14 +18,18 @@ test: $(VENV)/.installed $(VENV)-runtime/.installed
 	! $(VENV)-runtime/bin/python -c 'import torch' 2>/dev/null
 	W2V_TEST_BUNDLES=$(CURDIR)/$(VENV)-runtime/bundles $(VENV)-runtime/bin/python -m pytest tests/test_embed_cli.py
 
-# Every variant at its true size, about half an hour and 10 GB of memory.
+# Every architecture at its true size, about an hour and 10 GB of memory.
 test-full: $(VENV)/.installed
 	$(BIN)/python -m pytest -s tests/full_size
 
-# Figures for benchmarks/results, about an hour and a half; run nothing beside it.
+# Figures for benchmarks/results, about two hours and a half; run nothing beside it.
 bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/corpus.py all
+	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/windows.py
+	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/models.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -17,6 +17,9 @@ from pathlib import Path
 
 from corpus import machine
 
+from w2v_models import CATALOGUE
+from w2v_models.catalogue import Variant
+
 HERE = Path(__file__).resolve().parent
 MODELS = (
     "facebook/wav2vec2-base-960h",
@@ -34,6 +37,7 @@ MODELS = (
     "facebook/w2v-bert-2.0",
     "facebook/mms-1b-all",
 )
+BEGIN, END = "<!-- benchmarks/models.py writes this table -->", "<!-- end of the table -->"
 _EXPORT = "import sys; from w2v_export.cli import main; main()"
 _VERIFY = "import sys; from w2v_runtime.models_cli import main; main()"
 
@@ -71,8 +75,41 @@ def measure(model: str, bundle: Path) -> dict[str, object]:
     }
 
 
+def shape(variant: Variant) -> tuple[object, ...]:
+    """What checkpoints share whose figures are the same: their family and size."""
+    config = variant.config
+    sizes = config["num_hidden_layers"], config["hidden_size"], config.get("position_embeddings_type")
+    return variant.model_type, *sizes, variant.labels
+
+
+def readme_table(results: dict[str, dict[str, object]]) -> list[str]:
+    """The README's table: every checkpoint of the catalogue, by family and size, with the figure of one of them."""
+    measured = {shape(variant): results[variant.id] for variant in CATALOGUE if variant.id in results}
+    groups: dict[tuple[object, ...], list[Variant]] = {}
+    for variant in CATALOGUE:
+        groups.setdefault(shape(variant), []).append(variant)
+    lines = ["| family | checkpoints (licence) | layers × size | frames, pooled: max abs Δ |", "|---|---|---|---|"]
+    for key, variants in groups.items():
+        names = "<br>".join(f"{variant.id} ({variant.licence})" for variant in variants)
+        worst = measured[key]["worst"] if key in measured else None
+        figure = f"{worst['frames']:.1e}, {worst['pooled']:.1e}" if worst else "not measured"
+        lines.append(f"| {key[0]} | {names} | {key[1]} × {key[2]} | {figure} |")
+    return lines
+
+
+def write_readme(results: dict[str, dict[str, object]]) -> None:
+    """Put the table between its two marks in the README."""
+    path = HERE.parent / "README.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text("\n".join([before + BEGIN, "", *readme_table(results), "", END + after]), encoding="utf-8")
+
+
 def main(models: list[str]) -> None:
-    """Measure the models and write the table."""
+    """Measure the models and write the tables; with ``--tables`` only these."""
+    if models == ["--tables"]:
+        write_tables(json.loads((HERE / "results" / "models.json").read_text()))
+        return
     store = HERE / "results" / "models.json"
     results = json.loads(store.read_text()) if store.exists() else {}
     for model in models or MODELS:
@@ -80,6 +117,12 @@ def main(models: list[str]) -> None:
             results[model] = {"machine": machine()} | measure(model, Path(folder) / "bundle")
         print(model, results[model], flush=True)
         store.write_text(json.dumps(results, indent=2) + "\n")
+    write_tables(results)
+
+
+def write_tables(results: dict[str, dict[str, object]]) -> None:
+    """Write results/models.md, and the table in the README."""
+    write_readme(results)
     lines = ["# Models at their true size", "", "Made by `python benchmarks/models.py`. Seeded random weights.", ""]
     lines += [
         "max |Δ| against PyTorch over the parity cases, alone and batched (layers: relative to the largest value).",

@@ -38,7 +38,8 @@ def test_the_wheel_holds_exactly_the_three_packages(tmp_path):
     }
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
     commands = zipfile.ZipFile(wheel).read(entry_points).decode()
-    assert all(f"{command} = " in commands for command in ("w2v-export", "w2v-embed", "w2v-models", "w2v-merge"))
+    names = ("export", "embed", "models", "merge", "doctor")
+    assert all(f"w2v-{name} = " in commands for name in names)
 
 
 def imports_of(package: str) -> dict[str, set[str]]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
@@ -20,6 +20,8 @@ from transformers.utils import logging as transformers_logging
 from w2v_export.families import FAMILIES, Family
 from w2v_export.graph.inference import InferenceGraph
 from w2v_export.heads import HeadModule, RegressionHead, build_head
+from w2v_export.hub import ADDED_TOKENS, CONFIG, PREPROCESSOR, VOCABULARY, download, first_line
+from w2v_export.weights import refuse_incomplete, require_weights, weights_beside_encoder
 from w2v_models import catalogue
 from w2v_models.errors import CheckpointError
 from w2v_models.manifest import (
@@ -33,15 +35,6 @@ from w2v_models.manifest import (
 )
 
 Array = npt.NDArray[np.float32]
-
-CONFIG: Final = "config.json"
-PREPROCESSOR: Final = "preprocessor_config.json"
-SAFETENSORS: Final = "model.safetensors"
-PICKLE: Final = "pytorch_model.bin"
-#: The training mask's embedding, absent from some checkpoints and never used in inference.
-UNUSED_WEIGHTS: Final = ("masked_spec_embed",)
-
-VOCABULARY: Final = "vocab.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,14 +137,14 @@ def load(model: str, revision: str | None = None, offline: bool = False) -> Chec
     folder, commit = (Path(model), None) if Path(model).is_dir() else download(model, revision, offline)
     family, config = _read_config(folder, model)
     extractor = _read_extractor(folder, family)
-    _require_weights(folder)
+    require_weights(folder)
     with _silence():
         try:
             reference, info = family.model(config).from_pretrained(folder, config=config, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    _refuse_incomplete(folder, reference, info)
-    beside = _weights_beside_encoder(folder, reference)
+    refuse_incomplete(folder, reference, info)
+    beside = weights_beside_encoder(folder, reference)
     variant = catalogue.find(model)
     name = folder.resolve().name if commit is None else model
     source = Source(name, commit, CHECKPOINT_WEIGHTS, None, variant.licence if variant else None)
@@ -213,52 +206,6 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
             value.add_((0.1 if "norm" in name and name.endswith("weight") else 0.05) * noise)
 
 
-def download(model: str, revision: str | None, offline: bool) -> tuple[Path, str]:
-    """Fetch a checkpoint's files from the hub, or find them in its cache: (snapshot folder, commit).
-
-    Raises:
-        CheckpointError: the id is unknown, or the hub cannot be reached and the cache does not hold it.
-    """
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a hub id such as org/name.")
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        weights = [SAFETENSORS, f"{SAFETENSORS}.index.json", "model-*.safetensors"]
-        if offline:
-            weights += [PICKLE]
-        elif not any(name.endswith(".safetensors") for name in HfApi().list_repo_files(model, revision=revision)):
-            weights = [PICKLE, f"{PICKLE}.index.json", "pytorch_model-*.bin"]
-        folder = Path(
-            snapshot_download(
-                model,
-                revision=revision,
-                local_files_only=offline,
-                allow_patterns=[CONFIG, PREPROCESSOR, VOCABULARY, "added_tokens.json", *weights],
-            )
-        )
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        if isinstance(error, LocalEntryNotFoundError):
-            raise
-        raise CheckpointError(
-            f"{model} is neither a folder nor a model on the hub: {_first_line(error)}. Check the name."
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        why = _first_line(error) if isinstance(error, HfHubHTTPError) else "the hub cannot be reached"
-        raise CheckpointError(
-            f"{model} cannot be fetched ({why}) and is not in the hub's cache. Give the folder of a "
-            "checkpoint, or --random-weights to try things out without the weights."
-        ) from None
-    return folder, folder.name
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
-
-
 def _read_config(folder: Path, model: str) -> tuple[Family, PretrainedConfig]:
     try:
         data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -288,13 +235,13 @@ def _read_extractor(folder: Path, family: Family) -> Any:
     try:
         return family.extractor.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / PREPROCESSOR} cannot be read: {_first_line(error)}") from None
+        raise CheckpointError(f"{folder / PREPROCESSOR} cannot be read: {first_line(error)}") from None
 
 
 def _vocabulary(folder: Path) -> tuple[str, ...] | None:
     """Tokens in the order of their ids, where the checkpoint lists them; None where it has a list a language."""
     tokens: dict[str, int] = {}
-    for name in (VOCABULARY, "added_tokens.json"):
+    for name in (VOCABULARY, ADDED_TOKENS):
         try:
             listed = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -304,53 +251,6 @@ def _vocabulary(folder: Path) -> tuple[str, ...] | None:
         tokens |= listed
     ordered = sorted(tokens, key=tokens.__getitem__)
     return tuple(ordered) if sorted(tokens.values()) == list(range(len(tokens))) and tokens else None
-
-
-def _require_weights(folder: Path) -> None:
-    names = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
-    if not any((folder / name).is_file() for name in names):
-        raise CheckpointError(f"{folder} holds no weights: neither {SAFETENSORS} nor {PICKLE}.")
-
-
-def _beside_encoder(names: Iterable[str], model: Any) -> set[str]:
-    """Which of a checkpoint's weights are not the encoder's.
-
-    Saved with a head, the encoder's names have its prefix. Saved alone, they have none, and are known by their first
-    part, which also finds encoder weights that have no place in the model.
-    """
-    names, prefix = set(names), f"{model.base_model_prefix}."
-    if any(name.startswith(prefix) for name in names):
-        return {name for name in names if not name.startswith(prefix)}
-    parts = {name.partition(".")[0] for name in model.base_model.state_dict()} | set(UNUSED_WEIGHTS)
-    return {name for name in names if name.partition(".")[0] not in parts}
-
-
-def _weights_beside_encoder(folder: Path, model: Any) -> dict[str, Tensor]:
-    """The checkpoint's weights that are not the encoder's, by name, from however many files."""
-    weights: dict[str, Tensor] = {}
-    if files := sorted(folder.glob("model*.safetensors")):
-        held: dict[str, Path] = {}
-        for path in files:
-            with safe_open(path, framework="pt") as file:
-                held |= dict.fromkeys(file.keys(), path)
-        for name in _beside_encoder(held, model):
-            with safe_open(held[name], framework="pt") as file:
-                weights[name] = file.get_tensor(name)
-        return weights
-    for path in sorted(folder.glob("pytorch_model*.bin")):
-        weights |= torch.load(path, map_location="cpu", weights_only=True)
-    return {name: weights[name] for name in _beside_encoder(weights, model)}
-
-
-def _refuse_incomplete(folder: Path, model: Any, info: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that leaves a weight as it was initialised, or holds an encoder weight without a place."""
-    missing = sorted(name for name in info["missing_keys"] if not name.endswith(UNUSED_WEIGHTS))
-    misshapen = sorted(str(entry[0]) for entry in info["mismatched_keys"])
-    unexpected = sorted(set(info["unexpected_keys"]) - _beside_encoder(info["unexpected_keys"], model))
-    problems = {"missing": missing, "of the wrong shape": misshapen, "unexpected": unexpected}
-    found = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
-    if found:
-        raise CheckpointError(f"{folder} does not hold the model that its {CONFIG} describes; {'; '.join(found)}.")
 
 
 def _architecture(family: Family, config: PretrainedConfig, extractor: Any) -> Architecture:

@@ -297,6 +297,5 @@ class Manifest:
         data = schema.parse(text, "manifest")
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
-            shown = schema.shown(version)
-            raise ValueError(f"manifest.format_version is {shown}; this release reads version {FORMAT_VERSION}")
+            raise ValueError(f"format_version is {schema.shown(version)}; this release reads version {FORMAT_VERSION}")
         return schema.read(cls, data, "manifest")

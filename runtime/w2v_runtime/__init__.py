@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from w2v_runtime.embedder import Embedder
     from w2v_runtime.results import Embedding, Failure
+
+# ONNX Runtime would report its use, and warn on standard error where no home folder keeps its identifier.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Embedder", "Embedding", "Failure"]
 

@@ -22,6 +22,11 @@ MAX_CHANNELS: Final = 1024
 #: An MP3 or Ogg header may be this far off, in seconds or as a part of the whole, before the file counts as cut.
 _LOSSY_SECONDS: Final = 0.1
 _LOSSY_PART: Final = 0.01
+#: A frame takes a bit at least, but in formats that pack silence closer; blocks may be filled up behind the end. The
+#: GSM of a W64 whose size has its highest bit set goes on for ever.
+_FRAMES_PER_BYTE: Final = 16
+_FILLED_BYTES: Final = 65_536
+_PACKED: Final = frozenset(("FLAC", "OGG", "MP3"))
 _CONVERT: Final = "convert it with: ffmpeg -i IN -ar 16000 -ac 1 OUT.wav"
 
 
@@ -87,6 +92,7 @@ class Decoder:
         before = self.frames
         while len(block := self._read()):
             self.frames += len(block)
+            self._check_end()
             yield block
         self._check_length(self.frames - before)
 
@@ -150,6 +156,13 @@ class Decoder:
             raise AudioError(
                 f"the header's data size says {self._data.declared} bytes, but {self._data.available} follow; "
                 "write it as RF64: ffmpeg -i IN -rf64 auto OUT.wav"
+            )
+
+    def _check_end(self) -> None:
+        if self._sound.container not in _PACKED and self.frames > _FRAMES_PER_BYTE * (self.size + _FILLED_BYTES):
+            raise AudioError(
+                f"damaged: the header declares more than {self.size} bytes can hold, and the decoder goes on behind "
+                f"the end of the file; {_CONVERT}"
             )
 
     def _check_unchanged(self) -> None:

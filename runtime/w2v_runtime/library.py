@@ -19,7 +19,7 @@ def home() -> Path:
 
 def default_folder(model_id: str) -> Path:
     """Where the bundle of a hub id or checkpoint folder goes: ``<org>--<name>`` below :func:`home`."""
-    name = Path(model_id).resolve().name if Path(model_id).is_dir() else model_id.strip("/").replace("/", "--")
+    name = Path(model_id).resolve().name if os.path.isdir(model_id) else model_id.strip("/").replace("/", "--")
     return home() / name
 
 
@@ -45,11 +45,11 @@ def find(model: str | os.PathLike[str] | None = None) -> Bundle:
     name = os.fspath(model) if model is not None else os.environ.get("W2V_MODEL")
     if not name:
         return _only_exported()
-    if (Path(name) / MANIFEST).is_file():
+    if os.path.isfile(Path(name) / MANIFEST):
         return Bundle.open(Path(name))
-    if (default_folder(name) / MANIFEST).is_file():
+    if os.path.isfile(default_folder(name) / MANIFEST):
         return Bundle.open(default_folder(name))
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return Bundle.open(Path(name))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BundleError(f"{name} is not a folder; give a bundle folder or the id of an exported model.")
