@@ -1,11 +1,14 @@
-# Verbs for people: demo, test, lint; test-full and bench take long. What they need is installed into .venv here.
+# Verbs for people: demo, test, lint, fuzz; test-full and bench take long. What they need is installed into .venv here.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL := facebook/wav2vec2-base-960h
 DEMO := .demo
+# Seconds of fuzzing for each target; what it finds is kept in the folder.
+FUZZ_SECONDS ?= 60
+FUZZ := build/fuzz
 
-.PHONY: demo test test-full bench lint clean
+.PHONY: demo test test-full bench fuzz lint clean
 
 # Export the base model (with random weights where the hub cannot be reached) and embed the sample recordings.
 demo: $(VENV)/.installed
@@ -31,6 +34,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/models.py
 
+# Files that nobody would write, into everything that reads files; exit 1 if one breaks a promise.
+fuzz: $(VENV)/.installed
+	$(BIN)/python tests/fuzz/campaign.py $(FUZZ) $(FUZZ_SECONDS)
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,4 +56,4 @@ $(VENV)-runtime/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-runtime $(DEMO)
+	rm -rf $(VENV) $(VENV)-runtime $(DEMO) $(FUZZ)

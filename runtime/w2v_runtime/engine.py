@@ -226,8 +226,11 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # patterns are planned for one shape; ours all differ
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        if name == "windows":  # long inputs hide the packing of weights, which would be held a second time
+        if name == "windows":
+            # Long inputs hide the packing of weights, which would be held a second time, and make the arena hold
+            # a third more than is in use.
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
         try:
             session = onnxruntime.InferenceSession(file.cut(kept), options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ import numpy.typing as npt
 from w2v_models.errors import BundleError
 from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, pooled_output
 from w2v_models.parity import ParityRow
+from w2v_runtime.audio import Audio
 from w2v_runtime.embedder import Embedder
+from w2v_runtime.long import HeldStream, embed_long
+from w2v_runtime.results import Request
 
 Array = npt.NDArray[np.float32]
 #: Every layer is compared for waveforms up to so many seconds: what the last one proves, the others need not repeat.
@@ -42,8 +46,9 @@ def compare(
 ) -> tuple[ParityRow, ...]:
     """Embed every reference alone, then in padded batches with NaN in the padding, and measure the differences.
 
-    One batch holds the short ones, whose layers are compared too, another the longest and the shortest.
-    ``done(i, n)`` is called after the i-th of n runs.
+    One batch holds the short ones, whose layers are compared too, another the longest and the shortest. Last, one
+    short reference goes through the graphs for long audio, as a single window. ``done(i, n)`` is called after the i-th
+    of n runs.
     """
     by_length = sorted(references, key=lambda reference: len(reference.waveform))
     short = [r for r in by_length if len(r.waveform) <= LAYERS_SECONDS * embedder.sample_rate]
@@ -52,7 +57,9 @@ def compare(
     rows: list[ParityRow] = []
     for i, (case, group) in enumerate(groups, 1):
         rows.extend(_rows(case, group, _run(embedder, group)))
-        done(i, len(groups))
+        done(i, len(groups) + 1)
+    rows.extend(_rows(f"{short[-1].case} in a window", [short[-1]], _run_window(embedder, short[-1])))
+    done(len(groups) + 1, len(groups) + 1)
     return tuple(rows)
 
 
@@ -77,6 +84,23 @@ def _run(embedder: Embedder, references: Sequence[Reference]) -> Columns:
         rows = zip(columns[0], lengths, strict=True)
         outputs["logits"] = [row[:length] if per_frame else row for row, length in rows]
     return outputs
+
+
+def _run_window(embedder: Embedder, reference: Reference) -> Columns:
+    """Frames and the head's output of an utterance as one window of long audio."""
+    rate, request = embedder.sample_rate, Request("frame")
+    stream = HeldStream(Audio(reference.waveform, rate, len(reference.waveform) / rate))
+    answer = embed_long(
+        embedder.engine,
+        embedder.manifest,
+        embedder.windowing,
+        reference.case,
+        lambda: contextlib.nullcontext(stream),
+        request,
+        embedder.head(request),
+    )
+    columns: Columns = {"frames": [answer.values]}
+    return columns if answer.logits is None else columns | {"logits": [answer.logits]}
 
 
 def _rows(case: str, references: Sequence[Reference], outputs: Columns) -> Iterator[ParityRow]:
@@ -126,7 +150,7 @@ def load_references(path: Path) -> list[Reference]:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return [
+            references = [
                 Reference(
                     case,
                     arrays[f"waveform_{i}"],
@@ -137,5 +161,8 @@ def load_references(path: Path) -> list[Reference]:
                 )
                 for i, case in enumerate(json.loads(str(arrays["cases"])))
             ]
+            if not references:
+                raise ValueError("it holds no case")
+            return references
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise BundleError(f"{path} does not hold reference vectors: {error}. Export the model again.") from None

@@ -1,0 +1,209 @@
+"""What is fuzzed: one function a target, which takes an input and raises where a promise is broken.
+
+Whatever else is wrong with an input is an ``AudioError`` or a ``BundleError``, and both are one printable line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from w2v_models.bundle import MANIFEST, Bundle
+from w2v_models.errors import AudioError, BundleError, W2VError
+from w2v_models.manifest import Manifest
+from w2v_runtime.audio import MAX_DECLARED_SECONDS, declared_seconds, open_audio, read_audio
+from w2v_runtime.onnx_file import OnnxFile, check_graph
+from w2v_runtime.onnx_format import Tensor
+
+RATE: Final = 16_000
+#: A FLAC frame of silence holds 65 535 frames in about a dozen bytes; no other format comes near.
+_FRAMES_PER_BYTE: Final = 8_192
+#: The lowest sample rate that is read, in Hz.
+_LOWEST_RATE: Final = 1_000
+_HEADROOM: Final = 65_536
+#: One in so many inputs, if it is no longer than this, is also read at once: that joins the blocks, no more.
+_WHOLE_EVERY: Final = 8
+_WHOLE_SECONDS: Final = 60
+_LONGEST_MESSAGE: Final = 2_000
+#: The first byte of an input of the target ``bundle``: what the rest of it is.
+MANIFEST_KIND: Final = b"m"
+GRAPH_KIND: Final = b"g"
+
+
+class BrokenPromiseError(AssertionError):
+    """An input for which a promise does not hold."""
+
+
+def audio(content: bytes, folder: Path) -> None:
+    """Read a file of any bytes: finite samples of a length that the bytes can hold, or ``AudioError``."""
+    path = folder / "input.wav"
+    path.write_bytes(content)
+    with _nothing_left_open():
+        with _only(AudioError):
+            seconds = declared_seconds(path)
+            _expect(0 <= seconds <= MAX_DECLARED_SECONDS, f"{seconds} s are declared")
+        with _only(AudioError):
+            decoded = _read_blocks(path, len(content))
+            if len(content) % _WHOLE_EVERY == 0 and decoded <= _WHOLE_SECONDS:
+                whole = read_audio(path, RATE)
+                _expect(abs(whole.duration - decoded) < 1e-9, f"{whole.duration} s at once, {decoded} s in blocks")
+                _check_samples(whole.samples)
+
+
+def _read_blocks(path: Path, size: int) -> float:
+    """Read a file block by block and return its seconds."""
+    samples = 0
+    with open_audio(path, RATE) as stream:
+        for block in stream:
+            samples += len(block)
+            _check_samples(block)
+        seconds = stream.duration
+        _expect(all(_is_line(warning) for warning in stream.warnings), f"a warning is no line: {stream.warnings}")
+    bound = (size + _HEADROOM) * _FRAMES_PER_BYTE
+    _expect(0 < seconds * _LOWEST_RATE <= bound, f"{seconds} s from {size} bytes")
+    _expect(abs(samples - seconds * RATE) <= 2, f"{samples} samples for {seconds} s")
+    return seconds
+
+
+def _check_samples(samples: np.ndarray) -> None:
+    _expect(samples.ndim == 1 and samples.dtype == np.float32, f"{samples.dtype} {samples.shape}")
+    _expect(bool(np.isfinite(samples).all()), "a sample is not finite")
+
+
+def bundle(content: bytes, folder: Path) -> None:
+    """Read a manifest or a graph of any bytes: a valid object, or ``BundleError``."""
+    with _nothing_left_open():
+        if content[:1] == MANIFEST_KIND:
+            _manifest(content[1:], folder)
+        elif content[:1] == GRAPH_KIND:
+            _graph(content[1:], folder)
+
+
+def _manifest(content: bytes, folder: Path) -> None:
+    (folder / MANIFEST).write_bytes(content)
+    with _only(BundleError):
+        opened = Bundle.open(folder)
+        manifest = opened.manifest
+        again = Manifest.from_json(manifest.to_json())
+        _expect(again == manifest and again.sha256 == manifest.sha256, "it does not read back as it was written")
+        json.dumps(dataclasses.asdict(manifest), allow_nan=False)
+        conv = manifest.architecture.conv
+        _expect(conv.num_frames(conv.receptive_field) == 1, "one receptive field is not one frame")
+        for record in manifest.files:
+            _expect(not os.path.isabs(record.path) and ".." not in record.path.split("/"), f"{record.path} leads out")
+            with _only(BundleError):
+                opened.check(record)
+
+
+def _graph(content: bytes, folder: Path) -> None:
+    path = folder / "model.onnx"
+    path.write_bytes(content)
+    with _only(BundleError):
+        file = OnnxFile.read(path)
+        data = {"model.onnx_data": 1 << 20, "model.onnx.data": 1 << 20}
+        check_graph(file, path, data)
+        _expect_as_onnx_reads_it(file, content)
+        for outputs in {file.outputs[:1], file.outputs[-1:], file.outputs}:
+            cut = folder / "cut.onnx"
+            cut.write_bytes(file.cut(outputs))
+            again = OnnxFile.read(cut)
+            _expect(again.outputs == outputs, f"{outputs} were asked for, {again.outputs} are there")
+            check_graph(again, cut, data)
+
+
+def _expect_as_onnx_reads_it(file: OnnxFile, content: bytes) -> None:
+    """What was checked is what an engine will see: the reader here and protobuf's own understand the same."""
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except DecodeError:
+        return  # engines read with protobuf, so they refuse it
+    _expect(tuple(value.name for value in model.graph.output) == file.outputs, "protobuf reads other outputs")
+    seen = Counter((tensor.name, tensor.data_type, tensor.dims, _place(tensor)) for tensor in file.tensors)
+    read = Counter(
+        (tensor.name, tensor.data_type, tuple(tensor.dims), _place_by_onnx(tensor)) for tensor in _tensors(model.graph)
+    )
+    _expect(seen == read, f"protobuf reads {read - seen} for {seen - read}")
+    domains = {node.domain for node in _nodes(model.graph)}
+    _expect(domains == file.node_domains, f"protobuf reads operators of {domains}")
+
+
+def _place(tensor: Tensor) -> tuple[str, int, int | None] | None:
+    external = tensor.external
+    return (external.location, external.offset, external.length) if external else None
+
+
+def _place_by_onnx(tensor: onnx.TensorProto) -> tuple[str, int, int | None] | None:
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return None
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    length = int(entries["length"]) if "length" in entries else None
+    return entries.get("location", ""), int(entries.get("offset", "0")), length
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of subgraphs included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors: initializers and attributes, those of subgraphs included."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from attribute.tensors
+            if attribute.HasField("t"):
+                yield attribute.t
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+@contextmanager
+def _only(kind: type[W2VError]) -> Iterator[None]:
+    """Let errors of one kind pass as what an input deserves, and everything else out."""
+    try:
+        yield
+    except kind as error:
+        _expect(_is_line(str(error)), f"the message is not a line: {error!r}")
+
+
+@contextmanager
+def _nothing_left_open() -> Iterator[None]:
+    before = _held()
+    yield
+    _expect(_held() == before, f"threads, descriptors: {before} before, {_held()} after")
+    try:
+        child = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return
+    raise BrokenPromiseError(f"a child process {child}")
+
+
+def _held() -> tuple[int, int]:
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+
+def _is_line(text: str) -> bool:
+    return 0 < len(text) < _LONGEST_MESSAGE and not set(text) & set("\r\n\0")
+
+
+def _expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise BrokenPromiseError(what)
+
+
+TARGETS: Final[dict[str, Callable[[bytes, Path], None]]] = {"audio": audio, "bundle": bundle}
