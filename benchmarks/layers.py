@@ -20,7 +20,7 @@ from corpus import machine
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("facebook/wav2vec2-base-960h", "facebook/wav2vec2-large-robust")
-REPEATS = 5
+REPEATS = 3
 SECONDS = 10
 
 _EXPORT = "import sys; from w2v_export import export_bundle; export_bundle(*sys.argv[1:3], random_weights=True)"

@@ -156,7 +156,8 @@ def test_a_difference_that_is_no_number_never_passes():
         assert not ParityRow("x", "frames", value, 0.0, 1.0).within("fp32")
     assert not ParityRow("x", "frames", 0.0, 0.0, math.nan).within("fp32")
     assert ParityRow("x", "frames", 1e-4, 0.0, 1.0).within("fp32")
-    assert not ParityRow("x", "pooled", 1e-4, 0.0, 1.0).within("fp32")
+    assert not ParityRow("x", "pooled", 1e-4, 1e-4, 1.0).within("fp32")
+    assert ParityRow("x", "pooled", 1e-4, 1e-5, 1.0).within("fp32")
 
 
 def test_paths_inside_a_bundle_are_plain():

@@ -23,9 +23,9 @@ from bundle_seeds import bundle_seeds
 
 _SEEDS: Final = {"audio": audio_seeds, "bundle": bundle_seeds}
 _WORKER: Final = Path(__file__).parent / "worker.py"
-#: Seconds for one input, MiB of memory in all, and bytes of an input. Traced and at a low priority, what takes a third
-#: of a second otherwise may take fifteen.
-_LIMITS: Final = ("-timeout=30", "-report_slow_units=30", "-rss_limit_mb=1024", "-max_len=16384")
+#: Seconds for one input, MiB of memory in all, and bytes of an input. These seconds tell a hang: on a busy machine they
+#: are many more than the processor's, which the targets bound themselves.
+_LIMITS: Final = ("-timeout=120", "-report_slow_units=120", "-rss_limit_mb=1024", "-max_len=16384")
 #: A worker that died this often has told enough.
 _MAX_FINDS: Final = 20
 #: Time that a worker may take beyond its own: to read its seeds, and to end the last input.

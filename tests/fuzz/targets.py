@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ _HEADROOM: Final = 65_536
 _WHOLE_EVERY: Final = 8
 _WHOLE_SECONDS: Final = 60
 _LONGEST_MESSAGE: Final = 2_000
+#: Of the processor, for one input; tracing makes it many times slower than it is.
+_SECONDS: Final = 10
 #: The first byte of an input of the target ``bundle``: what the rest of it is.
 MANIFEST_KIND: Final = b"m"
 GRAPH_KIND: Final = b"g"
@@ -49,7 +52,7 @@ def audio(content: bytes, folder: Path) -> None:
     """Read a file of any bytes: finite samples of a length that the bytes can hold, or ``AudioError``."""
     path = folder / "input.wav"
     path.write_bytes(content)
-    with _nothing_left_open():
+    with _bounded():
         with _only(AudioError):
             seconds = declared_seconds(path)
             _expect(0 <= seconds <= MAX_DECLARED_SECONDS, f"{seconds} s are declared")
@@ -83,7 +86,7 @@ def _check_samples(samples: np.ndarray) -> None:
 
 def bundle(content: bytes, folder: Path) -> None:
     """Read a manifest or a graph of any bytes: a valid object, or ``BundleError``."""
-    with _nothing_left_open():
+    with _bounded():
         if content[:1] == MANIFEST_KIND:
             _manifest(content[1:], folder)
         elif content[:1] == GRAPH_KIND:
@@ -182,9 +185,12 @@ def _only(kind: type[W2VError]) -> Iterator[None]:
 
 
 @contextmanager
-def _nothing_left_open() -> Iterator[None]:
-    before = _held()
+def _bounded() -> Iterator[None]:
+    """Expect that the block ends in time, and leaves no thread, descriptor or process behind."""
+    before, start = _held(), time.process_time()
     yield
+    seconds = time.process_time() - start
+    _expect(seconds < _SECONDS, f"it took {seconds:.0f} s of the processor")
     _expect(_held() == before, f"threads, descriptors: {before} before, {_held()} after")
     try:
         child = os.waitpid(-1, os.WNOHANG)
