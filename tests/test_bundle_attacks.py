@@ -102,17 +102,9 @@ def test_the_bundle_they_are_made_from_is_whole(outcomes, command):
 
 
 REFUSALS = [(command, name) for name, attack in ATTACKS.items() for command in sorted(attack.refused_by)]
-#: What is not refused yet.
-UNNOTICED = {("verify", "windows-empty"): "verify does not open the graphs for long audio"}
 
 
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [
-        pytest.param(*case, marks=pytest.mark.xfail(reason=UNNOTICED[case], strict=True)) if case in UNNOTICED else case
-        for case in REFUSALS
-    ],
-)
+@pytest.mark.parametrize(("command", "name"), REFUSALS)
 def test_an_attack_is_refused_in_one_sentence(outcomes, command, name):
     """Exit 2 and one line that names the place and what was expected; no traceback, nothing written."""
     outcome = outcomes.of[f"{command}-{name}"]

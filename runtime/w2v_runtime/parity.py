@@ -58,7 +58,7 @@ def compare(
     for i, (case, group) in enumerate(groups, 1):
         rows.extend(_rows(case, group, _run(embedder, group)))
         done(i, len(groups) + 1)
-    rows.extend(_rows(f"{short[-1].case} in a window", [short[-1]], _run_window(embedder, short[-1])))
+    rows.extend(_rows(f"{short[-1].case}, windowed", [short[-1]], _run_window(embedder, short[-1])))
     done(len(groups) + 1, len(groups) + 1)
     return tuple(rows)
 
