@@ -208,7 +208,6 @@ def test_weights_that_are_exchanged_during_a_run_change_no_result(bundles, corpu
         assert not output.exists()
 
 
-@pytest.mark.xfail(reason="the graph for windows is opened without looking at its weights again", strict=True)
 def test_weights_that_are_exchanged_before_a_long_file_are_refused(bundles, corpus, uninterrupted, tmp_path):
     """The graph for windows is opened with the first long file, which fails where its weights are others by then."""
     folder, output = shutil.copytree(corpus, tmp_path / "corpus"), tmp_path / "out.npz"

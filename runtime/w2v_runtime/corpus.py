@@ -128,8 +128,8 @@ def _decode(embedder: Embedder, item: Input, options: CorpusOptions) -> _Decoded
         if audio is not None:
             _refuse_warnings(audio.warnings, options)
         return _Decoded(item, audio)
-    except AudioError as error:
-        return _Decoded(item, Failure(item.path, "read", str(error)))
+    except (AudioError, MemoryError) as error:
+        return _Decoded(item, Failure(item.path, "read", str(error) or "out of memory"))
 
 
 def _refuse_warnings(warnings: tuple[str, ...], options: CorpusOptions) -> None:

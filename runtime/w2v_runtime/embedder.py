@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.bundle import Bundle
-from w2v_models.errors import AudioError
+from w2v_models.errors import AudioError, W2VError
 from w2v_models.manifest import (
     FRAME_LENGTHS,
     LAST_LAYER,
@@ -200,7 +200,11 @@ class Embedder:
         return embed_long(self.engine, self.manifest, self.windowing, path, open_stream, request, head, advance)
 
     def embed_batch(self, paths: Sequence[str], audios: Sequence[Audio], request: Request) -> list[Embedding]:
-        """Embed prepared audio as one batch."""
+        """Embed prepared audio as one batch.
+
+        Raises:
+            W2VError: the engine failed, or its answer to one of them is not finite.
+        """
         names, head = self._outputs(request), self.head(request)
         arrays = self.forward([audio.samples for audio in audios], names, layer_weights=request.layer_weights)
         outputs = dict(zip(names, arrays, strict=True))
@@ -212,6 +216,8 @@ class Embedder:
             end = None if lengths is None else lengths[i]
             values = _assembled([array[i, :end] for array in outputs.values()], request)
             logits = None if columns is None else columns[i, : end if frame_columns else None].copy()
+            if not (np.isfinite(values).all() and (logits is None or np.isfinite(logits).all())):
+                raise W2VError("the model's answer is not finite; its weights may be damaged: w2v-models verify.")
             embeddings.append(Embedding(path, values, audio.duration, logits, audio.warnings))
         return embeddings
 

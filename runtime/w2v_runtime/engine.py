@@ -178,8 +178,6 @@ class OnnxRuntimeEngine:
         self._new_run = onnxruntime.RunOptions
         self._current = self._new_run()
         self._opening = threading.Lock()
-        for record in self._entry.data:
-            bundle.check(record)
         self._public = self._read("graph")
         self._check_names()
         self._sessions: dict[str, _Session] = {}
@@ -219,11 +217,13 @@ class OnnxRuntimeEngine:
         import onnxruntime
 
         file = self._public if name == "graph" else self._read(name)
+        for record in self._entry.data:
+            self._bundle.check(record)
         folder = self._bundle.folder / os.path.dirname(self._entry.graph.path)
         kept = file.outputs if name == "graph" else tuple(sorted(outputs))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions, and need not be printed as well
         options.enable_mem_pattern = False  # patterns are planned for one shape; ours all differ
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if name == "windows":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from w2v_models.errors import AudioError, RefusedError
+from w2v_models.errors import AudioError, RefusedError, W2VError
 from w2v_models.manifest import (
     HEAD_FRAMES,
     LAYER_WEIGHTS,
@@ -163,7 +163,9 @@ def embed_long(
     with open_stream() as stream:
         for window, block in _cut(windows, stream):
             waveform = {WAVEFORM: block[None], LENGTHS: np.array([len(block)])}
-            *layers, last = (output[0] for output in engine.run(waveform | feeds, names, "windows"))
+            *layers, last = outputs = [output[0] for output in engine.run(waveform | feeds, names, "windows")]
+            if not all(np.isfinite(output).all() for output in outputs):
+                raise W2VError("the model's answer is not finite; its weights may be damaged: w2v-models verify.")
             if columns is not None:
                 columns.add(window, last)
             answer.add(window, layers if columns is not None else [*layers, last])

@@ -9,9 +9,11 @@ every input that broke a promise, under its SHA-1 in ``TARGET/finds``, with what
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,14 +64,23 @@ def fuzz(target: str, folder: Path, seconds: float) -> Tally:
 def _work(target: str, folder: Path, seconds: float) -> tuple[str, bool]:
     """One worker's life: what it said, and whether an input ended it."""
     command = [sys.executable, _WORKER, target, folder, f"-max_total_time={int(seconds)}", *_LIMITS]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    try:
-        output, _ = process.communicate(timeout=seconds + _GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-        return output, True
-    return output, process.returncode != 0
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="w2v-fuzz-", dir=memory) as work:  # a worker that dies clears nothing away
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=os.environ | {"TMPDIR": work},
+        )
+        try:
+            output, _ = process.communicate(timeout=seconds + _GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            return output, True
+        return output, process.returncode != 0
 
 
 def _report(output: str, folder: Path) -> None:

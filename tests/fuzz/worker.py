@@ -35,10 +35,9 @@ def main(name: str, folder: Path, options: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     target, mutator = targets.TARGETS[name], mutators.MUTATORS[name]
-    shared_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     seeds = [path.read_bytes() for path in sorted((folder / "seeds").iterdir())]
     warnings.simplefilter("error")  # a warning would stand between the lines of a command
-    work = Path(tempfile.mkdtemp(prefix="w2v-fuzz-", dir=shared_memory))
+    work = Path(tempfile.mkdtemp())
 
     def test(content: bytes) -> None:
         target(content, work)
