@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import onnx  # noqa: E402
-import onnxruntime  # noqa: E402
 
+from traced import opened  # noqa: E402
 from w2v_export.graph.conformer import DistanceIndex, SinusoidalPositions, bert, conformer, shift  # noqa: E402
 from w2v_export.graph.encoder import Frames  # noqa: E402
 from w2v_export.graph.tensors import register_symbolics, valid  # noqa: E402
@@ -128,14 +128,7 @@ def session_of(module, inputs, axes, path):
         output_names=["last"],
         dynamic_axes=axes,
     )
-    proto = onnx.load(path)
-    del proto.opset_import[:]
-    proto.opset_import.append(onnx.helper.make_opsetid("", 24))
-    proto.ir_version = 11
-    onnx.checker.check_model(proto, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return opened(onnx.load(path))
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import speech
+from w2v_export.onnx import raise_opset
 from w2v_models.manifest import ConvStack
 
 onnx = pytest.importorskip("onnx")
@@ -206,9 +207,7 @@ def exported(front_end: LogMelFrontEnd, *moments: torch.Tensor) -> onnx.ModelPro
             dynamic_axes=axes | {"features": {0: "batch", 1: "frames"}},
         )
     model = onnx.load_from_string(file.getvalue())
-    del model.opset_import[:]
-    model.opset_import.append(onnx.helper.make_opsetid("", 24))
-    model.ir_version = 11
+    raise_opset(model)
     return model
 
 

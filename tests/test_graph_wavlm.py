@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from traced import opened  # noqa: E402
 from w2v_export.graph.encoder import Encoder, Frames  # noqa: E402
 from w2v_export.graph.tensors import register_symbolics, valid  # noqa: E402
 from w2v_export.graph.wavlm import RelativePosition, wavlm  # noqa: E402
@@ -123,14 +124,7 @@ def traced(encoder: Encoder, opset: int = 20) -> onnxruntime.InferenceSession:
         opset_version=opset,
         dynamo=False,
     )
-    proto = onnx.load_from_string(file.getvalue())
-    del proto.opset_import[:]
-    proto.opset_import.append(onnx.helper.make_opsetid("", 24))
-    proto.ir_version = 11
-    onnx.checker.check_model(proto, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return opened(onnx.load_from_string(file.getvalue()))
 
 
 def assert_equal_in_onnx(model, encoder: Encoder) -> None:

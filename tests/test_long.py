@@ -73,23 +73,12 @@ def test_windows_equal_pytorch_on_the_same_windows(checkpoints, bundles, kind, w
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_one_window_is_the_whole(bundles, kind):
     """A recording that fits one window gives the same through the graph for windows."""
-    import contextlib
-
     from w2v_runtime.audio import from_array
-    from w2v_runtime.long import HeldStream, embed_long
 
     embedder = Embedder(bundles(kind))
     for samples in (400, 5000, 33333):
         audio = from_array(speech(samples / 16000), 16000, 16000)
-        windowed = embed_long(
-            embedder.engine,
-            embedder.manifest,
-            embedder.windowing,
-            "",
-            lambda audio=audio: contextlib.nullcontext(HeldStream(audio)),
-            Request("frame"),
-            None,
-        )
+        windowed = embedder.embed_windowed("", audio, Request("frame"))
         whole = embedder.embed((audio.samples, 16000), level="frame")
         assert np.abs(windowed.values - whole.values).max() <= FRAMES / 5
 

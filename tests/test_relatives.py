@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from w2v_models import TOLERANCES, AudioError  # noqa: E402
 from w2v_models.manifest import FRAME_LENGTHS, frames_output  # noqa: E402
 from w2v_runtime import Embedder  # noqa: E402
 from w2v_runtime.audio import from_array  # noqa: E402
-from w2v_runtime.long import HeldStream, Windowing, embed_long  # noqa: E402
+from w2v_runtime.long import Windowing  # noqa: E402
 from w2v_runtime.results import Request  # noqa: E402
 
 FRAMES = TOLERANCES["fp32"]["frames"].max_abs
@@ -71,15 +70,7 @@ def test_one_window_is_the_whole(models, name):
     for samples in (720, 5000, 33333):
         audio = from_array(speech(samples / 16000), 16000, 16000)
         request = embedder.resolve(Request.of("frame", "mean", "all"))
-        windowed = embed_long(
-            embedder.engine,
-            embedder.manifest,
-            embedder.windowing,
-            "",
-            lambda audio=audio: contextlib.nullcontext(HeldStream(audio)),
-            request,
-            None,
-        )
+        windowed = embedder.embed_windowed("", audio, request)
         whole = embedder.embed((audio.samples, 16000), level="frame", layer="all")
         assert windowed.values.shape == whole.values.shape
         assert np.abs(windowed.values - whole.values).max() <= FRAMES / 5

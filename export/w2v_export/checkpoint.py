@@ -142,7 +142,7 @@ def load(model: str, revision: str | None = None, offline: bool = False) -> Chec
         try:
             reference, info = family.model(config).from_pretrained(folder, config=config, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+            raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}") from None
     refuse_incomplete(folder, reference, info)
     beside = weights_beside_encoder(folder, reference)
     variant = catalogue.find(model)

@@ -15,14 +15,23 @@ SAFETENSORS: Final = "model.safetensors"
 PICKLE: Final = "pytorch_model.bin"
 
 
+def refuse_path(model: str) -> None:
+    """Refuse what was meant as a folder, but is none.
+
+    Raises:
+        CheckpointError: it is a path and no hub id.
+    """
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a hub id such as org/name.")
+
+
 def download(model: str, revision: str | None, offline: bool) -> tuple[Path, str]:
     """Fetch a checkpoint's files from the hub, or find them in its cache: (snapshot folder, commit).
 
     Raises:
         CheckpointError: the id is unknown, or the hub cannot be reached and the cache does not hold it.
     """
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a hub id such as org/name.")
+    refuse_path(model)
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError

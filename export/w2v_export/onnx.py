@@ -155,14 +155,19 @@ def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path
         export(model, config, path, opset=TRACED_OPSET, disable_dynamic_axes_fix=True, do_constant_folding=False)
     proto = onnx.load(path)
     path.unlink()
-    del proto.opset_import[:]
-    proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-    proto.ir_version = IR_VERSION
+    raise_opset(proto)
     proto.producer_name, proto.producer_version = "w2v-onnx", ""
     for node in proto.graph.node:
         node.ClearField("doc_string")
         node.ClearField("metadata_props")
     return proto
+
+
+def raise_opset(proto: onnx.ModelProto) -> None:
+    """Declare a traced graph to be of our operator set, which alone knows its attention."""
+    del proto.opset_import[:]
+    proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    proto.ir_version = IR_VERSION
 
 
 def _inputs_of_nodes(proto: onnx.ModelProto) -> set[str]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from w2v_export.hub import CONFIG, refuse_path
 from w2v_models import catalogue
 from w2v_models.bundle import MANIFEST
 from w2v_models.errors import CheckpointError, OutputError, RefusedError
 from w2v_runtime import library
 
-_CONFIG: Final = "config.json"
 #: Precisions that this release exports.
 PRECISIONS: Final = ("fp32",)
 
@@ -38,8 +38,7 @@ def refuse_early(
     check_output(output if output is not None else library.default_folder(model), overwrite)
     if Path(model).is_dir():
         return
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a hub id such as org/name.")
+    refuse_path(model)
     if random_weights:
         _check_known(model)
     elif offline:
@@ -73,7 +72,7 @@ def _check_cached(model: str, revision: str | None) -> None:
     except ModuleNotFoundError:
         return  # what is not installed is told where all of it is imported
     try:
-        cached = try_to_load_from_cache(model, _CONFIG, revision=revision)
+        cached = try_to_load_from_cache(model, CONFIG, revision=revision)
     except HFValidationError as error:
         raise CheckpointError(f"{model} is neither a folder nor a hub id: {error}") from None
     if not isinstance(cached, str):

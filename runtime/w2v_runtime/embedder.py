@@ -133,7 +133,7 @@ class Embedder:
             )
         array = from_array(audio[0], audio[1], self.sample_rate, channel)
         if len(array.samples) > self.windowing.whole_samples(self.sample_rate):
-            return self._embed_long("", lambda: contextlib.nullcontext(HeldStream(array)), request)
+            return self.embed_windowed("", array, request)
         return self.embed_batch([""], [self._long_enough(array, pad_short)], request)[0]
 
     def embed_files(
@@ -192,6 +192,10 @@ class Embedder:
             AudioError: it cannot be read, or changed while it was read.
         """
         return self._embed_long(path, lambda: open_audio(path, self.sample_rate, channel), request, advance)
+
+    def embed_windowed(self, path: str, audio: Audio, request: Request) -> Embedding:
+        """Embed prepared audio in windows, also where it would fit one."""
+        return self._embed_long(path, lambda: contextlib.nullcontext(HeldStream(audio)), request)
 
     def _embed_long(
         self, path: str, open_stream: OpenStream, request: Request, advance: Advance = lambda seconds: None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, poo
 from w2v_models.parity import ParityRow
 from w2v_runtime.audio import Audio
 from w2v_runtime.embedder import Embedder
-from w2v_runtime.long import HeldStream, embed_long
 from w2v_runtime.results import Request
 
 Array = npt.NDArray[np.float32]
@@ -88,17 +86,9 @@ def _run(embedder: Embedder, references: Sequence[Reference]) -> Columns:
 
 def _run_window(embedder: Embedder, reference: Reference) -> Columns:
     """Frames and the head's output of an utterance as one window of long audio."""
-    rate, request = embedder.sample_rate, Request("frame")
-    stream = HeldStream(Audio(reference.waveform, rate, len(reference.waveform) / rate))
-    answer = embed_long(
-        embedder.engine,
-        embedder.manifest,
-        embedder.windowing,
-        reference.case,
-        lambda: contextlib.nullcontext(stream),
-        request,
-        embedder.head(request),
-    )
+    rate = embedder.sample_rate
+    audio = Audio(reference.waveform, rate, len(reference.waveform) / rate)
+    answer = embedder.embed_windowed(reference.case, audio, Request("frame"))
     columns: Columns = {"frames": [answer.values]}
     return columns if answer.logits is None else columns | {"logits": [answer.logits]}
 

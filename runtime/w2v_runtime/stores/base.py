@@ -11,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from w2v_runtime.results import Embedding, FrameTimes, Level
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
@@ -82,22 +80,6 @@ class Layout:
             return np.zeros(1), np.array([embedding.duration])
         frames = len(embedding.values)
         return self.times.starts(frames), self.times.ends(frames)
-
-
-def label_columns(labels: Iterable[str], fixed: Iterable[str]) -> list[str]:
-    """A column's name for each label, in order, none twice and none of the ``fixed`` columns'.
-
-    A label keeps its name unless a fixed column or an earlier label has it; then ``~2`` is added, or ``~3`` and so on.
-    """
-    taken, names = set(fixed), []
-    for label in labels:
-        name, number = label, 1
-        while name in taken:
-            number += 1
-            name = f"{label}~{number}"
-        taken.add(name)
-        names.append(name)
-    return names
 
 
 class EmbeddingStore(Protocol):

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from w2v_runtime.stores.base import Layout, Ledger, label_columns
+from w2v_runtime.stores.base import Layout, Ledger
 from w2v_runtime.stores.reading import Shape, Values, block_rows, cut, vector_shape
 from w2v_runtime.stores.text import TextOutput, shortest
 from w2v_runtime.stores.text import read_metadata as read_metadata
+from w2v_runtime.stores.tree import told_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -75,7 +76,7 @@ def columns(layout: Layout) -> list[str]:
     dims = [f"f{i}" for i in range(layout.dim)]
     if len(layout.layers) > 1:
         dims = [f"l{layer}_{dim}" for layer in layout.layers for dim in dims]
-    return [*_FIXED, *label_columns(layout.labels, (*_FIXED, *dims)), *dims]
+    return [*_FIXED, *told_apart(layout.labels, (*_FIXED, *dims)), *dims]
 
 
 def _quoted(text: str) -> str:

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from w2v_runtime.stores.base import Layout, Ledger, Metadata, label_columns
+from w2v_runtime.stores.base import Layout, Ledger, Metadata
 from w2v_runtime.stores.reading import BLOCK_BYTES, Shape, Values, block_rows, cut, vector_shape
+from w2v_runtime.stores.tree import told_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -163,7 +164,7 @@ def _batches(path: Path, columns: list[str], rows: int) -> Iterator[pa.RecordBat
 def _schema(layout: Layout, width: int, metadata: str) -> pa.Schema:
     number = pa.field("element", pa.float32(), nullable=False)
     kinds = dict(zip(_BEFORE_LABELS, (pa.string(), pa.float64(), pa.float64()), strict=True))
-    kinds |= {name: pa.float32() for name in label_columns(layout.labels, (*_BEFORE_LABELS, _VECTORS))}
+    kinds |= {name: pa.float32() for name in told_apart(layout.labels, (*_BEFORE_LABELS, _VECTORS))}
     kinds |= {_VECTORS: pa.list_(number, width)}
     fields = [pa.field(name, kind, nullable=False) for name, kind in kinds.items()]
     return pa.schema(fields, metadata={METADATA_KEY: metadata})

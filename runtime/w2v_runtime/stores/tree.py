@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 #: Bytes of one name that every file system takes, less what a suffix and a number may need.
 MAX_NAME_BYTES: Final = 224
@@ -22,14 +22,21 @@ def mirrored(paths: Sequence[str], suffix: str = "", reserved: Collection[str] =
     the same file given twice, gets ``~2``. Top folders never bear a ``reserved`` name.
     """
     names = [_name(path, suffix, reserved) for path in _below_common_folder(paths)]
-    taken = {folder for name in names for folder in _folders(name)}
-    unique = []
+    return told_apart(names, {folder for name in names for folder in _folders(name)}, suffix)
+
+
+def told_apart(names: Iterable[str], taken: Iterable[str], suffix: str = "") -> list[str]:
+    """The names in order, none twice and none of those ``taken``.
+
+    A name stays as it is unless it is taken or stood earlier; then ``~2`` is added before its ``suffix``, or ``~3``.
+    """
+    used, unique = set(taken), []
     for name in names:
         stem, number, free = name.removesuffix(suffix), 1, name
-        while free in taken:
+        while free in used:
             number += 1
             free = f"{stem}~{number}{suffix}"
-        taken.add(free)
+        used.add(free)
         unique.append(free)
     return unique
 
