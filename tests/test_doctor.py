@@ -20,7 +20,7 @@ import pytest
 
 from conftest import REPOSITORY
 from w2v_models.errors import EngineError
-from w2v_runtime import cuda, doctor, engine, probe, processors
+from w2v_runtime import cuda, doctor, onnxruntime_engine, probe, processors
 from w2v_runtime.doctor import Check, examine
 
 ort = pytest.importorskip("onnxruntime")
@@ -142,7 +142,7 @@ def test_two_wheels_on_top_of_each_other_are_a_problem(run_without):
         metadata = "Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n"
         (folder / "onnxruntime_gpu-1.31.1.dist-info" / "METADATA").write_text(metadata)
 
-    code, output, _ = run_without("onnxruntime_gpu-*", extra=second_wheel)
+    code, output, _ = run_without("onnxruntime_gpu-*", "openvino*", extra=second_wheel)
     check = by_name(output)["engine"]
     assert (code, check["state"]) == (1, "problem")
     assert check["detail"] == f"installed: onnxruntime {ort.__version__}, onnxruntime-gpu 1.31.1"
@@ -158,7 +158,7 @@ def test_what_an_uninstalled_wheel_leaves_is_a_problem(run_without, left):
         if left:
             (folder / "onnxruntime" / "__init__.py").write_text(left)
 
-    code, output, _ = run_without("onnxruntime*", extra=leave)
+    code, output, _ = run_without("onnxruntime*", "openvino*", extra=leave)
     check = by_name(output)["engine"]
     assert (code, check["state"]) == (1, "problem")
     assert check["fix"].startswith("ONNX Runtime is damaged (" + ("libgone" if left else "module"))
@@ -393,7 +393,7 @@ def test_hidden_devices_are_named(machine, monkeypatch):
 
 def test_cuda_that_falls_back_to_the_processor_is_a_problem(machine, monkeypatch):
     """The right answer from another provider than the one asked for is not taken for CUDA."""
-    monkeypatch.setattr(engine, "providers", lambda device: [("CPUExecutionProvider", {})])
+    monkeypatch.setattr(onnxruntime_engine, "providers", lambda device: [("CPUExecutionProvider", {})])
     machine.libraries -= {"libcudnn.so.9"}
     (check,) = found("cuda")
     assert check == Check("cuda", "problem", "libcudnn.so.9 cannot be loaded", "pip install -U 'w2v-onnx[gpu]'")
@@ -415,7 +415,7 @@ def test_the_engine_names_the_same_reasons(machine, monkeypatch):
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(EngineError) as caught:
-        engine.providers("cuda")
+        onnxruntime_engine.providers("cuda")
     assert found("cuda")[0].fix == str(caught.value)
 
 

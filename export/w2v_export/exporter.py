@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from w2v_export.checkpoint import Checkpoint, load, seeded
+from w2v_export.graph.inference import InferenceGraph
+from w2v_export.int8 import UNCHANGED, Plan, quantise
 from w2v_export.onnx import OPSET, export_graphs
 from w2v_export.parity import reference_outputs, stored
-from w2v_export.refusals import PRECISIONS, refuse_early
+from w2v_export.refusals import refuse_early
 from w2v_models.bundle import MANIFEST, Bundle, record
 from w2v_models.errors import OutputError, ParityError
 from w2v_models.manifest import FORMAT_VERSION, Manifest, PrecisionRecord
@@ -47,7 +49,7 @@ def export_bundle(
     model: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
-    precision: Sequence[str] = PRECISIONS,
+    precision: Sequence[str] = ("fp32",),
     revision: str | None = None,
     random_weights: bool = False,
     seed: int = 0,
@@ -61,7 +63,7 @@ def export_bundle(
     Args:
         model: a hub id or a checkpoint folder.
         output: the bundle's folder; by default ``<org>--<name>`` in ``$W2V_HOME`` or the user's cache.
-        precision: precisions to write; this release knows fp32.
+        precision: precisions to write, of fp32 and int8.
         revision: a branch, tag or commit of the hub's repository.
         random_weights: take the architecture only, with random weights; needs no network.
         seed: of the random weights.
@@ -84,20 +86,33 @@ def export_bundle(
         references = reference_outputs(
             checkpoint, [Path(path) for path in check], lambda i, n: report("running PyTorch on the parity cases", i, n)
         )
-        report("writing the graph", 0, 1)
-        bundle = write_bundle(checkpoint, references, staging)
+        bundle = write_bundle(checkpoint, references, staging, precision, report)
         del checkpoint  # the proof opens the weights again, and they may be gigabytes
         bundle = prove(bundle, references, lambda i, n: report("comparing the bundle with PyTorch", i, n))
         (staging / MANIFEST).write_text(bundle.manifest.to_json(), encoding="utf-8")
     return Bundle.open(folder)
 
 
-def write_bundle(checkpoint: Checkpoint, references: Sequence[Reference], folder: Path) -> Bundle:
-    """Write the graph and the stored references into ``folder``; the manifest is still to be proven and written."""
+def write_bundle(
+    checkpoint: Checkpoint, references: Sequence[Reference], folder: Path, precision: Sequence[str], report: Report
+) -> Bundle:
+    """Write the graphs and the stored references into ``folder``; the manifest is still to be proven and written.
+
+    Raises:
+        ParityError: int8 cannot be had within its tolerance.
+    """
     (folder / "onnx").mkdir()
     architecture = checkpoint.architecture
-    head = checkpoint.head_entry
-    graphs = export_graphs(checkpoint.graph(), architecture, head, folder / "onnx")
+    graph = checkpoint.graph()
+    records = {}
+    if "fp32" in precision:
+        report("writing the graph", 0, 1)
+        records["fp32"] = _write_precision(checkpoint, graph, folder, "")
+    if "int8" in precision:
+        stage = "choosing what goes into int8"
+        plan = quantise(graph, references, architecture.sample_rate, lambda i, n: report(stage, i, n))
+        report("writing the int8 graph", 0, 1)
+        records["int8"] = _write_precision(checkpoint, graph, folder, "_int8", plan)
     save_references(folder / REFERENCE, stored(references, architecture.sample_rate))
     return Bundle(
         folder,
@@ -105,23 +120,30 @@ def write_bundle(checkpoint: Checkpoint, references: Sequence[Reference], folder
             format_version=FORMAT_VERSION,
             source=checkpoint.source,
             architecture=architecture,
-            head=head,
+            head=checkpoint.head_entry,
             opset=OPSET,
-            precisions={
-                "fp32": PrecisionRecord(
-                    graph=record(folder, graphs.graph),
-                    layers=record(folder, graphs.layers),
-                    windows=record(folder, graphs.windows),
-                    head=None if graphs.head is None else record(folder, graphs.head),
-                    mel=None if graphs.mel is None else record(folder, graphs.mel),
-                    data=(record(folder, graphs.data),),
-                    parity=(),
-                )
-            },
+            precisions=records,
             reference=record(folder, folder / REFERENCE),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             packages={name: version for name in _PACKAGES if (version := installed_version(name))},
         ),
+    )
+
+
+def _write_precision(
+    checkpoint: Checkpoint, graph: InferenceGraph, folder: Path, suffix: str, plan: Plan = UNCHANGED
+) -> PrecisionRecord:
+    graphs = export_graphs(graph, checkpoint.architecture, checkpoint.head_entry, folder / "onnx", suffix)
+    return PrecisionRecord(
+        graph=record(folder, graphs.graph),
+        layers=record(folder, graphs.layers),
+        windows=record(folder, graphs.windows),
+        head=None if graphs.head is None else record(folder, graphs.head),
+        mel=None if graphs.mel is None else record(folder, graphs.mel),
+        data=(record(folder, graphs.data),),
+        kept=plan.kept,
+        smoothed=plan.smoothed,
+        parity=(),
     )
 
 

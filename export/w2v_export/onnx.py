@@ -25,9 +25,9 @@ from optimum.exporters.onnx.convert import export
 from optimum.utils import NormalizedConfig
 from transformers import PretrainedConfig
 
+from w2v_export.graph import quantised, tensors
 from w2v_export.graph.inference import HeadGraph, InferenceGraph, MelGraph, WindowGraph
 from w2v_export.graph.logmel import LogMelFrontEnd
-from w2v_export.graph.tensors import register_symbolics
 from w2v_models.manifest import (
     LAYER_WEIGHTS,
     LENGTHS,
@@ -51,12 +51,11 @@ EXTERNAL_BYTES: Final = 1024
 #: Where tensors start in that file, so that engines can map them as they are.
 ALIGNMENT: Final = 4096
 
-GRAPH_NAME: Final = "model.onnx"
-LAYERS_NAME: Final = "layers.onnx"
-WINDOWS_NAME: Final = "windows.onnx"
-HEAD_NAME: Final = "head.onnx"
-MEL_NAME: Final = "mel.onnx"
-DATA_NAME: Final = f"{GRAPH_NAME}_data"
+GRAPH: Final = "model"
+LAYERS: Final = "layers"
+WINDOWS: Final = "windows"
+HEAD: Final = "head"
+MEL: Final = "mel"
 
 _BATCH: Final = {0: "batch"}
 
@@ -102,8 +101,10 @@ class Graphs:
     data: Path
 
 
-def export_graphs(model: InferenceGraph, architecture: Architecture, head: Head | None, folder: Path) -> Graphs:
-    """Write the graphs of ``model`` and their common weights into ``folder``.
+def export_graphs(
+    model: InferenceGraph, architecture: Architecture, head: Head | None, folder: Path, suffix: str = ""
+) -> Graphs:
+    """Write the graphs of ``model`` and their common weights into ``folder``, ``suffix`` ending the stems of the names.
 
     The graphs hold standard ONNX operators of operator set :data:`OPSET` only, and their axes are dynamic.
     """
@@ -112,38 +113,33 @@ def export_graphs(model: InferenceGraph, architecture: Architecture, head: Head 
     weights = {LAYER_WEIGHTS: torch.rand(architecture.layers + 1)}
     moments = {MOMENTS: torch.rand(2, model.front_end.moments_size) + 0.5}
     protos = {
-        LAYERS_NAME: _trace(model, whole | weights, folder),
-        WINDOWS_NAME: _trace(WindowGraph(model), whole | moments | weights, folder),
+        LAYERS: _trace(model, whole | weights, folder),
+        WINDOWS: _trace(WindowGraph(model), whole | moments | weights, folder),
     }
     if model.head is not None and head is not None and head.level == "utterance":
         states = list(torch.rand(architecture.layers + 1, 2, head.shortest, architecture.hidden_size))
         channels = model.head.frames(states, states[-1]).shape[-1]
         pooled = torch.rand(2, len(head.pooling) * channels)
-        protos[HEAD_NAME] = _trace(HeadGraph(model.head), {POOLED: pooled}, folder)
+        protos[HEAD] = _trace(HeadGraph(model.head), {POOLED: pooled}, folder)
     if isinstance(model.front_end, LogMelFrontEnd):
-        protos[MEL_NAME] = _trace(MelGraph(model.front_end), {WAVEFORM: whole[WAVEFORM]}, folder)
-    places = _write_weights(model, protos.values(), folder / DATA_NAME)
+        protos[MEL] = _trace(MelGraph(model.front_end), {WAVEFORM: whole[WAVEFORM]}, folder)
+    paths = {name: folder / f"{name}{suffix}.onnx" for name in (GRAPH, *protos)}
+    data = folder / f"{paths[GRAPH].name}_data"
+    places = _write_weights(model, protos.values(), data)
     for name, proto in protos.items():
-        _refer(proto, model, places)
-        onnx.save(proto, folder / name)
-    public = OnnxFile.read(folder / LAYERS_NAME).cut(public_outputs(head))
-    (folder / GRAPH_NAME).write_bytes(public)
-    for name in (GRAPH_NAME, *protos):
-        onnx.checker.check_model(folder / name, full_check=name != LAYERS_NAME)
-    optional = {name: folder / name if name in protos else None for name in (HEAD_NAME, MEL_NAME)}
-    return Graphs(
-        folder / GRAPH_NAME,
-        folder / LAYERS_NAME,
-        folder / WINDOWS_NAME,
-        optional[HEAD_NAME],
-        optional[MEL_NAME],
-        folder / DATA_NAME,
-    )
+        _refer(proto, model, data.name, places)
+        onnx.save(proto, paths[name])
+    public = OnnxFile.read(paths[LAYERS]).cut(public_outputs(head))
+    paths[GRAPH].write_bytes(public)
+    for name, path in paths.items():
+        onnx.checker.check_model(path, full_check=name != LAYERS)
+    return Graphs(paths[GRAPH], paths[LAYERS], paths[WINDOWS], paths.get(HEAD), paths.get(MEL), data)
 
 
 def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path) -> onnx.ModelProto:
     """Trace a module through optimum's exporter, raised to our operator set; weights are still inputs."""
-    register_symbolics(TRACED_OPSET)
+    tensors.register_symbolics(TRACED_OPSET)
+    quantised.register_symbolics(TRACED_OPSET)
     model = model.eval()
     model.config = PretrainedConfig()
     with torch.no_grad():
@@ -187,7 +183,7 @@ def _write_weights(model: torch.nn.Module, protos: Iterable[onnx.ModelProto], pa
     return places
 
 
-def _refer(proto: onnx.ModelProto, model: torch.nn.Module, places: dict[str, tuple[int, int]]) -> None:
+def _refer(proto: onnx.ModelProto, model: torch.nn.Module, data: str, places: dict[str, tuple[int, int]]) -> None:
     """Turn a graph's weights from inputs into initializers: large ones in the common file, small ones in the graph."""
     weights, used = model.state_dict(), _inputs_of_nodes(proto)
     inputs = [value for value in proto.graph.input if value.name not in weights]
@@ -201,7 +197,7 @@ def _refer(proto: onnx.ModelProto, model: torch.nn.Module, places: dict[str, tup
         )
         if name in places:
             tensor.raw_data = b""  # of the field's presence, the next call makes sure
-            set_external_data(tensor, DATA_NAME, *places[name])
+            set_external_data(tensor, data, *places[name])
             tensor.ClearField("raw_data")
         else:
             tensor.raw_data = array.tobytes()

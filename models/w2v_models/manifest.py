@@ -19,7 +19,7 @@ from w2v_models import schema
 from w2v_models.parity import TOLERANCES, ParityRow
 
 #: Raised whenever the fields or the graph's contract change; a runtime reads exactly its own version.
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 
 WAVEFORM: Final = "waveform"
 LENGTHS: Final = "lengths"
@@ -218,6 +218,8 @@ class PrecisionRecord:
     ``graph`` is the public one. ``layers`` has an output for each layer and statistic, and is cut to those asked for
     before it is opened. ``windows`` takes windows of long audio with the whole recording's statistics, ``head``
     what comes of all windows, and ``mel`` computes the frames whose statistics they share where those are log-mel.
+    Of the matrix products of a reduced precision, ``kept`` names those that stayed in fp32 and ``smoothed`` those
+    whose input channels were evened out.
     """
 
     graph: FileRecord
@@ -226,6 +228,8 @@ class PrecisionRecord:
     head: FileRecord | None
     mel: FileRecord | None
     data: tuple[FileRecord, ...]
+    kept: tuple[str, ...]
+    smoothed: tuple[str, ...]
     parity: tuple[ParityRow, ...]
 
     def __post_init__(self) -> None:

@@ -29,7 +29,23 @@ TOLERANCES: Final[dict[str, dict[str, Tolerance]]] = {
         "layers": Tolerance(max_rel=2e-5, min_cosine=0.999999),
         "logits": Tolerance(max_abs=2e-5, max_rel=2e-5),
     },
+    # No export stores it: OpenVINO computes the fp32 graphs in bfloat16, which has 8 bits of every number.
+    "bf16": {
+        "frames": Tolerance(max_abs=math.inf, min_cosine=0.9998),
+        "pooled": Tolerance(max_abs=math.inf, min_cosine=0.9999),
+        "layers": Tolerance(max_abs=math.inf, min_cosine=0.9999),
+        "logits": Tolerance(max_rel=0.05),
+    },
+    "int8": {
+        "frames": Tolerance(max_abs=math.inf, min_cosine=0.995),
+        "pooled": Tolerance(max_abs=math.inf, min_cosine=0.999),
+        "layers": Tolerance(max_abs=math.inf, min_cosine=0.999),
+        "logits": Tolerance(max_rel=0.1),
+    },
 }
+#: What a comparison takes by precision, in seconds at least, and not silence: where an embedding is one frame, a few,
+#: or many that are alike, the rounding of a frame shows in full, for there is nothing to average.
+SHORTEST_SECONDS: Final = {"bf16": 1.0, "int8": 1.0}
 
 
 @dataclass(frozen=True)

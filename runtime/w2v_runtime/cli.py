@@ -22,6 +22,8 @@ NAME: Final = "w2v-embed"
 FINISHED_WITH_FAILURES: Final = 3
 #: Folders without audio that are named in the refusal.
 _NAMED_PLACES: Final = 3
+#: Up to so many files, all named on the command line, packing the weights takes longer than it saves.
+_FEW: Final = 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -53,8 +55,10 @@ def embed(
         str | None, typer.Option(help="mean, std, min, max, or several with commas. [default: mean]")
     ] = None,
     layer: Annotated[str, typer.Option(help="last, a number from 0, several with commas, or all.")] = "last",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="One that the bundle holds.")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or openvino.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32, tf32, fp16, bf16 or int8: what bundle and device offer.")
+    ] = "fp32",
     batch_seconds: Annotated[
         float | None, typer.Option(help="Padded audio in a batch. [default: by device]", show_default=False)
     ] = None,
@@ -145,27 +149,31 @@ def _run(
     """Refuse what can be refused while it is cheap, then open the model and embed."""
     from w2v_runtime import library
     from w2v_runtime.embedder import Embedder
+    from w2v_runtime.engine import stored_precision
     from w2v_runtime.lock import locked
     from w2v_runtime.progress import shown
     from w2v_runtime.run import check_output, header_of, run, stream
     from w2v_runtime.stores import check_output as check_place
 
     bundle = library.find(model)
-    bundle.precision(precision)
+    bundle.precision(stored_precision(precision))
     request = options.request.resolved(bundle.manifest.architecture.layers)
     options = dataclasses.replace(options, request=request)
     if not quiet:
         terminal.note_random_weights(NAME, bundle.manifest.source)
+
+    def open_embedder() -> Embedder:
+        return Embedder(bundle, device, precision, threads, options.windowing, request, prepack=not sources.few)
+
     if options.format == "stdout":
         inputs = sources.begun()
-        embedder = Embedder(bundle, device, precision, threads, options.windowing, request)
-        return stream(embedder, inputs, options)
+        return stream(open_embedder(), inputs, options)
     check_place(options.output, options.format, overwrite=True)
     header = header_of(bundle, precision, options)
     with locked(options.output):
         check_output(options, header)
         inputs = sources.begun()
-        embedder = Embedder(bundle, device, precision, threads, options.windowing, request)
+        embedder = open_embedder()
         with shown(sources, options.shard, hidden=no_progress) as progress:
             return run(embedder, inputs, options, header, progress)
 
@@ -204,6 +212,11 @@ class Sources:
     def __init__(self, arguments: list[str], files_from: str | None, null: bool) -> None:
         self._arguments, self._files_from, self._null = arguments, files_from, null
         self.once = files_from is not None and not os.path.isfile(files_from)
+
+    @property
+    def few(self) -> bool:
+        """Whether they are a few files; what is left of them to do does not count, so that a resumed run is equal."""
+        return self._files_from is None and len(self._arguments) <= _FEW and all(map(os.path.isfile, self._arguments))
 
     def __iter__(self) -> Iterator[str]:
         from w2v_runtime.inputs import list_inputs

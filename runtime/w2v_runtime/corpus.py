@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from w2v_runtime.embedder import Embedder
 
 #: Padded seconds of audio in a batch, by device.
-BATCH_SECONDS: Final = {"cpu": 32.0, "cuda": 480.0}
+BATCH_SECONDS: Final = {"cpu": 8.0, "cuda": 480.0, "openvino": 8.0}
 #: Inputs that may wait decoded for a batch, and the audio they may hold in batches' worth.
 POOL_INPUTS: Final = 512
 POOL_BATCHES: Final = 24

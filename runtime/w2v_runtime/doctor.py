@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import io
 import os
 import platform
 import shlex
@@ -72,26 +71,27 @@ def python() -> Iterator[Check]:
 
 
 def engine() -> Iterator[Check]:
-    """The installed engines, as every command checks them, and what ONNX Runtime can compute on."""
-    from w2v_runtime.engine import WHEELS, check_installation, installed_version
+    """The installed engines, as every command checks them, and what they compute on."""
+    from w2v_runtime.engine import AUTO, WHEELS, choose_device, installed_version
 
     installed = {name: installed_version(name) for name in (*WHEELS, "openvino")}
     found = ", ".join(f"{name} {version}" for name, version in installed.items() if version) or "none"
     try:
-        check_installation()
+        choose_device(AUTO, "fp32")
     except EngineError as error:
         yield Check("engine", "problem", f"installed: {found}", str(error))
     else:
         yield Check("engine", "ok", found)
-        yield from _guarded("cpu", cpu, _REINSTALL)
-        yield from _guarded("cuda", cuda, _REINSTALL_GPU)
+        if importlib.util.find_spec("onnxruntime"):
+            yield from _guarded("cpu", cpu, _REINSTALL)
+            yield from _guarded("cuda", cuda, _REINSTALL_GPU)
     yield from _guarded("openvino", openvino, _REINSTALL_OPENVINO)
 
 
 def cpu() -> Iterator[Check]:
     """Whether ONNX Runtime computes on the processor."""
     trial = probe.compute("cpu")
-    if trial.answer == probe.ANSWER:
+    if trial.is_right:
         yield Check("cpu", "ok", "computes the right answer")
     else:
         yield Check("cpu", "problem", trial.fault, _reinstall())
@@ -100,7 +100,7 @@ def cpu() -> Iterator[Check]:
 def cuda() -> Iterator[Check]:
     """Whether ONNX Runtime computes on an NVIDIA GPU, and what is in the way if it was built to."""
     from w2v_runtime import cuda as libraries
-    from w2v_runtime.engine import providers
+    from w2v_runtime.onnxruntime_engine import providers
 
     try:
         providers("cuda")
@@ -112,7 +112,7 @@ def cuda() -> Iterator[Check]:
         return
     libraries.preload()
     trial = probe.compute("cuda")
-    if trial.provider == "CUDAExecutionProvider" and trial.answer == probe.ANSWER:
+    if trial.provider == "CUDAExecutionProvider" and trial.is_right:
         devices = ", ".join(libraries.driver().devices)
         yield Check("cuda", "ok", f"computes the right answer with CUDA {libraries.build()} on {devices}")
         return
@@ -128,15 +128,18 @@ def openvino() -> Iterator[Check]:
     if importlib.util.find_spec("openvino") is None:
         yield Check("openvino", "note", "not installed, and not needed beside ONNX Runtime")
         return
-    import openvino as engine
+    from w2v_runtime.openvino_engine import PRECISION_HINTS, capabilities, load
 
-    core = engine.Core()
-    model = core.compile_model(core.read_model(io.BytesIO(probe.PROBE)), "CPU")
-    answer = float(model({"x": probe.question()})["y"].item())
-    if answer == probe.ANSWER:
-        yield Check("openvino", "ok", f"computes the right answer on {', '.join(core.available_devices)}")
-    else:
-        yield Check("openvino", "problem", f"computes {answer} where {probe.ANSWER} is right", _REINSTALL_OPENVINO)
+    able = capabilities(load().Core())
+    precisions = [name for name, hint in PRECISION_HINTS.items() if name == "fp32" or hint.upper() in able]
+    for precision in precisions:
+        trial = probe.compute("openvino", precision)
+        if not trial.is_right:
+            yield Check("openvino", "problem", f"in {precision} it {trial.fault}", _REINSTALL_OPENVINO)
+            return
+    without = "" if "bf16" in precisions else "; it has no bfloat16"
+    detail = f"computes the right answer in {' and '.join(precisions)} on {trial.provider} ({', '.join(able)}){without}"
+    yield Check("openvino", "ok", detail)
 
 
 def threads() -> Iterator[Check]:

@@ -1,39 +1,50 @@
-"""Inference engines: a bundle, a device and a precision in, arrays out. The one place that knows providers."""
+"""Inference engines: a bundle, a device and a precision in, arrays out. The one place that chooses between engines."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy.typing as npt
 
 from w2v_models.bundle import Bundle
-from w2v_models.errors import BundleError, EngineError, W2VError
-from w2v_models.manifest import EMBEDDING, FileRecord
-from w2v_runtime import cuda as cuda_libraries
+from w2v_models.errors import EngineError
+from w2v_models.manifest import EMBEDDING
 from w2v_runtime import processors
-from w2v_runtime.onnx_file import OnnxFile, check_graph
 
 Array = npt.NDArray[Any]
+Graph = Literal["graph", "windows", "head", "mel"]
 
-#: The first release whose CPU provider honours ``nonpad_kv_seqlen`` of Attention; 1.24 attends to the padding.
-_OLDEST: Final = (1, 25)
-#: Wheels that all install the import package ``onnxruntime``, over each other.
-WHEELS: Final = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
-_CUDA_OPTIONS = {
-    "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE, the default, searches again for every new length
-    "arena_extend_strategy": "kSameAsRequested",
-    "use_tf32": "0",
+AUTO: Final = "auto"
+CPU: Final = "cpu"
+CUDA: Final = "cuda"
+OPENVINO: Final = "openvino"
+
+
+class Precision(NamedTuple):
+    """Which of a bundle's graphs serve a precision, and the devices that compute it, in the order of ``auto``."""
+
+    stored: str
+    devices: tuple[str, ...]
+
+
+PRECISIONS: Final = {
+    "fp32": Precision("fp32", (CUDA, CPU, OPENVINO)),
+    "tf32": Precision("fp32", (CUDA,)),
+    "bf16": Precision("fp32", (OPENVINO,)),
+    "fp16": Precision("fp16", (CUDA,)),
+    "int8": Precision("int8", (CPU,)),
 }
 
-
-Graph = Literal["graph", "windows", "head", "mel"]
+#: Wheels that all install the import package ``onnxruntime``, over each other.
+WHEELS: Final = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+#: The first release whose CPU provider honours ``nonpad_kv_seqlen`` of Attention; 1.24 attends to the padding.
+_OLDEST: Final = (1, 25)
+#: The first that computes these graphs; 2025.4 fails on recordings that are not whole blocks long.
+_OLDEST_OPENVINO: Final = (2026, 1)
+_NONE_INSTALLED: Final = "No inference engine is installed: pip install 'w2v-onnx[cpu]', [gpu] for CUDA, or [openvino]."
 
 
 class Engine(Protocol):
@@ -44,6 +55,13 @@ class Engine(Protocol):
     busy_seconds: float
     #: Whether :meth:`stop` was called and :meth:`start` not since.
     stopped: bool
+
+    def prepare(self, outputs: Sequence[str], graph: Graph = "graph") -> None:
+        """Open what computes ``outputs``, so that the first run does not have to.
+
+        Raises:
+            BundleError: a file is not what the manifest says, or the engine cannot open it.
+        """
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph") -> list[Array]:
         """Run one of the bundle's graphs on named inputs and return the named outputs, in order.
@@ -63,25 +81,98 @@ class Engine(Protocol):
 
 def open_engine(
     bundle: Bundle,
-    device: str = "auto",
+    device: str = AUTO,
     precision: str = "fp32",
     threads: int | None = None,
     outputs: Sequence[str] = (EMBEDDING,),
+    prepack: bool = True,
 ) -> Engine:
     """Check the bundle's files and open its graph on a device, ready to compute ``outputs``.
 
     Raises:
         BundleError: the bundle lacks the precision, or a file of it is not what the manifest says.
-        EngineError: no engine is installed, several are on top of each other, or the device cannot be had.
+        EngineError: no engine is installed, several are on top of each other, or the device cannot be had in this
+            precision.
     """
-    check_installation()
-    engine = OnnxRuntimeEngine(bundle, precision, providers(device), threads or processors.available())
+    chosen, threads = choose_device(device, precision), threads or processors.available()
+    engine: Engine
+    if chosen == OPENVINO:
+        from w2v_runtime.openvino_engine import OpenVINOEngine
+
+        engine = OpenVINOEngine(bundle, precision, threads)
+    else:
+        from w2v_runtime.onnxruntime_engine import OnnxRuntimeEngine
+
+        engine = OnnxRuntimeEngine(bundle, precision, chosen, threads, prepack)
     engine.prepare(outputs)
     return engine
 
 
+def stored_precision(precision: str) -> str:
+    """The precision of the stored graphs that serve ``precision``.
+
+    Raises:
+        EngineError: there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise EngineError(f"precision {precision!r} is unknown; choose one of: {', '.join(PRECISIONS)}.")
+    return PRECISIONS[precision].stored
+
+
+def choose_device(device: str, precision: str) -> str:
+    """The device to open, ``cpu``, ``cuda``, ``cuda:N`` or ``openvino``, whose engine is known to be installed.
+
+    ``auto`` is CUDA where this build of ONNX Runtime has it, then the processor, with OpenVINO only where ONNX Runtime
+    is not installed or does not compute the precision.
+
+    Raises:
+        EngineError: the device or precision is unknown, they do not go together, or the engine is not installed well.
+    """
+    stored_precision(precision)
+    possible = PRECISIONS[precision].devices
+    if device == AUTO:
+        device = next((name for name in possible if _is_here(name)), possible[0])
+    kind, _, index = device.partition(":")
+    numbered = kind == CUDA and index.isdecimal()
+    if kind not in (CPU, CUDA, OPENVINO) or (device != kind and not numbered):
+        raise EngineError(f"device {device!r} is unknown; choose one of: auto, cpu, cuda, cuda:N, openvino.")
+    if kind not in possible:
+        others = ", ".join(name for name, entry in PRECISIONS.items() if kind in entry.devices)
+        raise EngineError(
+            f"precision {precision} is not computed on {kind}: choose --device {' or '.join(possible)}, "
+            f"or for {kind} one of the precisions {others}."
+        )
+    if kind == OPENVINO:
+        _check_openvino()
+    else:
+        check_installation()
+    return device
+
+
+def _is_here(device: str) -> bool:
+    """Whether the engine for a device is there, well or badly installed; for CUDA, whether it works and has it."""
+    if device != CUDA:
+        return importlib.util.find_spec("openvino" if device == OPENVINO else "onnxruntime") is not None
+    try:
+        import onnxruntime
+
+        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    except (ImportError, AttributeError):
+        return False
+
+
+def _check_openvino() -> None:
+    if importlib.util.find_spec("openvino") is None:
+        other = "; ONNX Runtime is: --device cpu" if importlib.util.find_spec("onnxruntime") else ""
+        raise EngineError(f"OpenVINO is not installed: pip install 'w2v-onnx[openvino]'{other}.")
+    version = installed_version("openvino")
+    if version is not None and _release(version) < _OLDEST_OPENVINO:
+        needed = ".".join(map(str, _OLDEST_OPENVINO))
+        raise EngineError(f"OpenVINO {version} is too old for these graphs: pip install -U 'openvino>={needed}'")
+
+
 def check_installation() -> None:
-    """Refuse to work without an engine, or with two wheels of ONNX Runtime on top of each other.
+    """Refuse to work without ONNX Runtime, or with two wheels of it on top of each other.
 
     Raises:
         EngineError: with the command that mends it.
@@ -94,22 +185,32 @@ def check_installation() -> None:
             f"pip uninstall -y {' '.join(installed)} && pip install 'w2v-onnx[{keep}]'"
         )
     if importlib.util.find_spec("onnxruntime") is None:
-        raise EngineError("No inference engine is installed: pip install 'w2v-onnx[cpu]', or [gpu] for CUDA.")
+        if importlib.util.find_spec("openvino") is None:
+            raise EngineError(_NONE_INSTALLED)
+        raise EngineError(
+            "ONNX Runtime is not installed: pip install 'w2v-onnx[cpu]', or [gpu] for CUDA. "
+            "OpenVINO is: w2v-embed --device openvino."
+        )
     try:
         import onnxruntime
 
         version: str = onnxruntime.__version__
     except (ImportError, AttributeError) as error:  # a removed wheel leaves a folder that imports and is empty
         raise EngineError(
-            f"ONNX Runtime is damaged ({_first_line(error)}): "
+            f"ONNX Runtime is damaged ({first_line(error)}): "
             f"pip uninstall -y {' '.join(installed) or 'onnxruntime'}; pip install --force-reinstall 'w2v-onnx[{keep}]'"
         ) from None
-    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+    if _release(version) < _OLDEST:
         needed = ".".join(map(str, _OLDEST))
         raise EngineError(
             f"ONNX Runtime {version} computes padded batches wrongly; {needed} is needed: "
             f"pip install -U '{(installed or ['onnxruntime'])[0]}>={needed}'"
         )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Year and release, or major and minor."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def installed_version(distribution: str) -> str | None:
@@ -120,153 +221,6 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
-def providers(device: str) -> list[tuple[str, dict[str, str]]]:
-    """The providers to ask for, best first; ``auto`` takes CUDA where this build of ONNX Runtime has it.
-
-    Raises:
-        EngineError: the device is unknown, or this build does not have it.
-    """
-    import onnxruntime
-
-    kind, _, index = device.partition(":")
-    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    cuda = ("CUDAExecutionProvider", _CUDA_OPTIONS | {"device_id": index or "0"})
-    cpu: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
-    if kind == "cpu" and not index:
-        return [cpu]
-    if kind == "auto" and not index:
-        return [cuda, cpu] if has_cuda else [cpu]
-    if kind == "cuda" and (not index or index.isdecimal()):
-        if not has_cuda:
-            raise EngineError(
-                "This build of ONNX Runtime has no CUDA: pip uninstall -y onnxruntime && pip install 'w2v-onnx[gpu]'"
-            )
-        return [cuda, cpu]
-    if kind == "openvino":
-        raise EngineError("The openvino engine is not part of this release; use --device cpu, cuda or auto.")
-    raise EngineError(f"device {device!r} is unknown; choose one of: auto, cpu, cuda, cuda:N, openvino.")
-
-
-@dataclass(frozen=True)
-class _Session:
-    """An open session, and the inputs and outputs of its graph."""
-
-    session: Any
-    inputs: frozenset[str]
-    outputs: frozenset[str]
-
-
-class OnnxRuntimeEngine:
-    """Sessions of ONNX Runtime, one a graph, opened when first needed on a graph cut to what is asked of it.
-
-    The public graph serves what it has an output for, the graph of all layers everything else.
-    """
-
-    def __init__(
-        self, bundle: Bundle, precision: str, providers: list[tuple[str, dict[str, str]]], threads: int
-    ) -> None:
-        import onnxruntime
-
-        self._bundle, self._entry = bundle, bundle.precision(precision)
-        self._providers, self._threads = providers, threads
-        self._cuda = providers[0][0] == "CUDAExecutionProvider"
-        if self._cuda:
-            cuda_libraries.preload()
-        self.device = "cuda" if self._cuda else "cpu"
-        self.busy_seconds = 0.0
-        self.stopped = False
-        self._new_run = onnxruntime.RunOptions
-        self._current = self._new_run()
-        self._opening = threading.Lock()
-        self._public = self._read("graph")
-        self._check_names()
-        self._sessions: dict[str, _Session] = {}
-
-    def prepare(self, outputs: Sequence[str], graph: Graph = "graph") -> None:
-        """Open what computes ``outputs``, so that the first run does not have to."""
-        self._session(frozenset(outputs), graph)
-
-    def _read(self, name: str) -> OnnxFile:
-        """One of the bundle's graphs, checked in hash and content."""
-        record: FileRecord | None = getattr(self._entry, name)
-        if record is None:
-            raise BundleError(f"{self._bundle.folder} has no {name} graph. Export the model again.")
-        path = self._bundle.check(record)
-        file = OnnxFile.read(path)
-        check_graph(file, path, {os.path.basename(data.path): data.size for data in self._entry.data})
-        return file
-
-    def _check_names(self) -> None:
-        manifest, found = self._bundle.manifest, (self._public.inputs, self._public.outputs)
-        if found != (expected := (manifest.inputs, manifest.outputs)):
-            raise BundleError(
-                f"The graph in {self._bundle.folder} has inputs {found[0]} and outputs {found[1]}, "
-                f"where its manifest says {expected[0]} and {expected[1]}."
-            )
-
-    def _session(self, outputs: frozenset[str], graph: Graph) -> _Session:
-        """A session that has ``outputs``; it replaces one of the same graph that lacks some of them."""
-        with self._opening:
-            name = "layers" if graph == "graph" and not outputs <= set(self._public.outputs) else graph
-            if name not in self._sessions or not outputs <= self._sessions[name].outputs:
-                self._sessions.pop(name, None)
-                self._sessions[name] = self._open(name, outputs)
-            return self._sessions[name]
-
-    def _open(self, name: str, outputs: frozenset[str]) -> _Session:
-        import onnxruntime
-
-        file = self._public if name == "graph" else self._read(name)
-        for record in self._entry.data:
-            self._bundle.check(record)
-        folder = self._bundle.folder / os.path.dirname(self._entry.graph.path)
-        kept = file.outputs if name == "graph" else tuple(sorted(outputs))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 4  # errors come as exceptions, and need not be printed as well
-        options.enable_mem_pattern = False  # patterns are planned for one shape; ours all differ
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        if name == "windows":
-            # Long inputs hide the packing of weights, which would be held a second time, and make the arena hold
-            # a third more than is in use.
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.enable_cpu_mem_arena = False
-        try:
-            session = onnxruntime.InferenceSession(file.cut(kept), options, providers=self._providers)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            where = self._bundle.folder / getattr(self._entry, name).path
-            raise BundleError(f"{where} cannot be opened by ONNX Runtime: {_first_line(error)}") from None
-        if self._cuda and "CUDAExecutionProvider" not in session.get_providers():
-            reasons = [f"{obstacle.what} ({obstacle.fix})" for obstacle in cuda_libraries.obstacles()]
-            raise EngineError(
-                "CUDA was asked for but does not load: "
-                f"{'; '.join(reasons) or 'ONNX Runtime fell back to the CPU (w2v-doctor may say why)'}. "
-                "Without it: --device cpu."
-            )
-        return _Session(session, frozenset(value.name for value in session.get_inputs()), frozenset(kept))
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph") -> list[Array]:
-        opened = self._session(frozenset(outputs), graph)
-        self._current = run = self._new_run()
-        if self.stopped:
-            raise W2VError("The engine was stopped.")
-        start = time.perf_counter()
-        needed = {name: value for name, value in feeds.items() if name in opened.inputs}
-        try:
-            results: list[Array] = opened.session.run(list(outputs), needed, run)
-        except Exception as error:
-            shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
-            raise W2VError(f"The engine failed on {shapes}: {_first_line(error)}") from error
-        self.busy_seconds += time.perf_counter() - start
-        return results
-
-    def stop(self) -> None:
-        self.stopped = True
-        self._current.terminate = True
-
-    def start(self) -> None:
-        self.stopped = False
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's first line, its class where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Final
@@ -142,7 +143,9 @@ def parity_table(rows: tuple[ParityRow, ...], precision: str) -> Table:
 
 
 def _allowed(tolerance: Tolerance) -> str:
-    """The bounds of the difference, of which either is enough; short, so that a row fits a terminal."""
+    """The bounds of the difference, of which either is enough, or that of the cosine; short, to fit a terminal."""
+    if math.isinf(tolerance.max_abs):
+        return f"cosine {tolerance.min_cosine:g}"
     bounds = {"": tolerance.max_abs, " rel": tolerance.max_rel}
     return ", ".join(f"{bound:.0e}{kind}".replace("e-0", "e-") for kind, bound in bounds.items() if bound)
 

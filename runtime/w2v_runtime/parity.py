@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from w2v_models.errors import BundleError
 from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, pooled_output
-from w2v_models.parity import ParityRow
+from w2v_models.parity import SHORTEST_SECONDS, ParityRow
 from w2v_runtime.audio import Audio
 from w2v_runtime.embedder import Embedder
 from w2v_runtime.results import Request
@@ -48,6 +48,7 @@ def compare(
     short reference goes through the graphs for long audio, as a single window. ``done(i, n)`` is called after the i-th
     of n runs.
     """
+    references = comparable(references, embedder.precision, embedder.sample_rate)
     by_length = sorted(references, key=lambda reference: len(reference.waveform))
     short = [r for r in by_length if len(r.waveform) <= LAYERS_SECONDS * embedder.sample_rate]
     groups = [(reference.case, [reference]) for reference in references]
@@ -59,6 +60,14 @@ def compare(
     rows.extend(_rows(f"{short[-1].case}, windowed", [short[-1]], _run_window(embedder, short[-1])))
     done(len(groups) + 1, len(groups) + 1)
     return tuple(rows)
+
+
+def comparable(references: Sequence[Reference], precision: str, rate: int) -> list[Reference]:
+    """The references that the tolerances of a precision are meant for: long enough, and not silence throughout."""
+    if precision not in SHORTEST_SECONDS:
+        return list(references)
+    shortest = SHORTEST_SECONDS[precision] * rate
+    return [r for r in references if len(r.waveform) >= shortest and np.ptp(r.waveform) > 0]
 
 
 Columns = dict[str, list[Array]]

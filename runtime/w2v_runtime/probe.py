@@ -1,8 +1,9 @@
-"""A tiny graph with a known answer: whether ONNX Runtime computes on a device, and what it says if it does not."""
+"""A tiny graph with a known answer: whether an engine computes on a device, and what it says if it does not."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import sys
@@ -26,11 +27,16 @@ _COLOURS: Final = re.compile(r"\x1b\[[\d;]*m")
 
 @dataclass(frozen=True)
 class Trial:
-    """What ONNX Runtime answered to the probe, on which provider, and what it said meanwhile."""
+    """What an engine answered to the probe, on which provider or processor, and what it said meanwhile."""
 
     answer: float | None
     provider: str
     said: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer is the known one, whose numbers are exact in bfloat16 too."""
+        return self.answer == ANSWER
 
     @property
     def fault(self) -> str:
@@ -39,24 +45,36 @@ class Trial:
         return " ".join(f"{what}, where {ANSWER} is right. {_COLOURS.sub('', self.said)}".split())
 
 
-def compute(device: str) -> Trial:
+def compute(device: str, precision: str = "fp32") -> Trial:
     """Compute the probe as an engine would on this device."""
-    import onnxruntime
-
-    from w2v_runtime.engine import providers
-
     answer, provider, error = None, "", ""
     with _native_stderr() as said:
         try:
-            session = onnxruntime.InferenceSession(PROBE, providers=providers(device))
-            provider = session.get_providers()[0]
-            answer = float(session.run(["y"], {"x": question()})[0].item())
-        except Exception as failure:  # ONNX Runtime's exceptions share no base class
+            answer, provider = _by_openvino(precision) if device == "openvino" else _by_onnxruntime(device)
+        except Exception as failure:  # those of the engines share no base class
             error = str(failure)
     return Trial(answer, provider, " ".join((error, *said)))
 
 
-def question() -> Any:
+def _by_onnxruntime(device: str) -> tuple[float, str]:
+    import onnxruntime
+
+    from w2v_runtime.onnxruntime_engine import providers
+
+    session = onnxruntime.InferenceSession(PROBE, providers=providers(device))
+    return float(session.run(["y"], {"x": _question()})[0].item()), session.get_providers()[0]
+
+
+def _by_openvino(precision: str) -> tuple[float, str]:
+    from w2v_runtime.openvino_engine import DEVICE, PRECISION_HINTS, load
+
+    core = load().Core()
+    hint = {"INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
+    model = core.compile_model(core.read_model(io.BytesIO(PROBE)), DEVICE, hint)
+    return float(model({"x": _question()})["y"].item()), core.get_property(DEVICE, "FULL_DEVICE_NAME")
+
+
+def _question() -> Any:
     """The x that :data:`ANSWER` answers: (1, 1, 4) float32."""
     import numpy as np
 

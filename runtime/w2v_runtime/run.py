@@ -139,7 +139,7 @@ def _refuse_other(output: Path, earlier: Header, now: Header) -> None:
 def metadata(embedder: Embedder, request: Request, corpus: CorpusOptions) -> dict[str, Any]:
     """What an output says of itself."""
     manifest, head = embedder.manifest, embedder.head(request)
-    packages = ("w2v-onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "soundfile", "soxr")
+    packages = ("w2v-onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "soundfile", "soxr")
     return {
         "model": manifest.source.model,
         "revision": manifest.source.revision,

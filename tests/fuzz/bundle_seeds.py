@@ -92,7 +92,7 @@ def _manifest() -> Manifest:
         Architecture("wav2vec2", "waveform", 16_000, conv, 48, 3, 4, 96, True),
         None,
         24,
-        {"fp32": PrecisionRecord(graph, layers, windows, None, None, (data,), rows)},
+        {"fp32": PrecisionRecord(graph, layers, windows, None, None, (data,), (), (), rows)},
         reference,
         "2026-01-01T00:00:00+00:00",
         {"torch": "2.13"},

@@ -26,14 +26,15 @@ def count(lengths: Tensor) -> Tensor:
     return lengths.clamp(min=1).to(torch.float32)[:, None, None]
 
 
-def masked_mean(frames: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over the valid frames: (batch, time, channels) → (batch, 1, channels).
+def masked_mean(values: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over the valid steps: (batch, time) → (batch, 1), (batch, time, channels) → (batch, 1, channels).
 
     Summed in float64: engines add hundreds of thousands of float32 samples one after the other, and a layer norm
     over a pause makes the lost digits of an offset visible.
     """
-    total = torch.where(mask, frames, 0.0).double().sum(1, keepdim=True)
-    return (total / count(lengths).double()).to(frames.dtype)
+    total = torch.where(mask, values, 0.0).double().sum(1, keepdim=True)
+    divisor = count(lengths) if values.ndim == 3 else count(lengths).squeeze(2)
+    return (total / divisor.double()).to(values.dtype)
 
 
 def num_frames(samples: Tensor, receptive_field: int, stride: int) -> Tensor:
@@ -51,9 +52,9 @@ def _absent(g: Any) -> Any:
     return none
 
 
-def _shaped(value: Any, channels: int) -> Any:
+def shaped(value: Any, channels: int, dtype: Any = torch.float32) -> Any:
     """Tell the exporter that ``value`` is (batch, time, channels): it cannot infer that from our own nodes."""
-    value.setType(torch._C.TensorType.get().with_dtype(torch.float32).with_sizes([None, None, channels]))
+    value.setType(torch._C.TensorType.get().with_dtype(dtype).with_sizes([None, None, channels]))
     return value
 
 
@@ -80,7 +81,7 @@ def _blocks_onnx(g: Any, x: Any, kernel: int, stride: int, channels: int) -> Any
     rest = (kernel - extra * stride) * channels
     views.append(g.op("Slice", rows, _constant(g, extra, 0), _constant(g, INT64_MAX, rest), _constant(g, 1, 2)))
     frames = g.op("Concat", *views, axis_i=2) if extra else rows if kernel == stride else views[0]
-    return _shaped(frames, kernel * channels)
+    return shaped(frames, kernel * channels)
 
 
 @torch.library.custom_op("w2v::attention", mutates_args=())
@@ -107,7 +108,7 @@ def _attention_onnx(
     mask = _absent(g) if symbolic_helper._is_none(bias) else bias
     past = [_absent(g) for _ in ("past_key", "past_value")]
     attended = g.op("Attention", query, key, value, mask, *past, lengths, q_num_heads_i=heads, kv_num_heads_i=heads)
-    return _shaped(attended, heads * head_size)
+    return shaped(attended, heads * head_size)
 
 
 def register_symbolics(opset: int) -> None:

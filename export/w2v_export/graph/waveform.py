@@ -1,9 +1,9 @@
 """From samples to the features that the encoder projects: normalisation and the strided convolutions.
 
 - the waveform is normalised over each utterance's valid samples;
-- activations stay channels-last, so layer norms need no transposes and every strided convolution is one GEMM:
-  with stride 2, two neighbouring frames (batch, time, channels) *are* one row of (batch, time/2, 2·channels);
-- the waveform is padded so that every level's length is even; surplus frames ride along and the lengths mask them;
+- activations stay channels-first where only the first level has a norm, and turn around it where every level has one;
+- the waveform is padded so that every level's length is even, as quantised levels need it; surplus frames ride along
+  and the lengths mask them;
 - the group norm after conv 0 is folded into conv 0's weights, one set for each utterance (:class:`GroupNormFrontEnd`).
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from w2v_export.graph.tensors import Dense, blocks, count, masked_mean, num_frames, valid
+from w2v_export.graph.tensors import blocks, count, masked_mean, num_frames, valid
 from w2v_models.manifest import ConvStack
 
 #: Added to the variance in the waveform's normalisation (``Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm``).
@@ -26,34 +26,43 @@ class Normalise(nn.Module):
     """Zero mean and unit variance over the valid samples; zero in the padding (Wav2Vec2FeatureExtractor)."""
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        mask = valid(lengths, waveform.shape[1])
-        waveform = waveform[:, :, None]
+        mask = valid(lengths, waveform.shape[1]).squeeze(2)
         mean = masked_mean(waveform, mask, lengths)
         centred = torch.where(mask, waveform - mean, 0.0)
         variance = masked_mean(centred.square(), mask, lengths)
-        return (centred / torch.sqrt(variance + NORMALISATION_EPSILON)).squeeze(2)
+        return centred / torch.sqrt(variance + NORMALISATION_EPSILON)
 
 
-class BlockConv(nn.Module):
-    """A strided 1-d convolution as one GEMM over blocks, channels-last.
+class FirstConv(nn.Module):
+    """Conv 0 as one GEMM over the k samples of each frame, its bias the weight of a (k + 1)-th, constant one.
 
-    Shape: (batch, stride·n, C_in) → (batch, n - ⌈kernel/stride⌉ + 1, C_out).
+    Shape: (batch, samples, 1) → (batch, frames, channels), or (batch, channels, frames) where ``channels_first``.
+    ``frames`` is what blocks of whole strides hold, ``samples / stride - ⌈kernel/stride⌉ + 1``.
     """
+
+    channels_first = False
 
     def __init__(self, conv: nn.Conv1d) -> None:
         super().__init__()
-        self.kernel, self.stride, self.channels = conv.kernel_size[0], conv.stride[0], conv.in_channels
-        self.dense = Dense(conv.weight.permute(2, 1, 0).flatten(0, 1), conv.bias)
+        self.kernel, self.stride = conv.kernel_size[0], conv.stride[0]
+        weight = conv.weight.detach().squeeze(1).T
+        bias = torch.zeros_like(weight[:1]) if conv.bias is None else conv.bias.detach()[None]
+        self.weight = nn.Parameter(torch.cat([weight, bias]))
 
     def frames(self, x: Tensor) -> Tensor:
-        """The inputs under each position of the kernel: (batch, frames, kernel·C_in)."""
-        return blocks(x, self.kernel, self.stride, self.channels)
+        """The samples under each position of the kernel: (batch, frames, kernel)."""
+        return blocks(x, self.kernel, self.stride, 1)
+
+    def product(self, frames: Tensor, weight: Tensor) -> Tensor:
+        """``weight`` is (kernel + 1, channels), or one such for each utterance."""
+        frames = F.pad(frames, (0, 1), value=1.0)
+        return weight.transpose(1, 2) @ frames.transpose(1, 2) if self.channels_first else frames @ weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dense(self.frames(x))
+        return self.product(self.frames(x), self.weight)
 
 
-class GroupNormFrontEnd(nn.Module):
+class GroupNormFrontEnd(FirstConv):
     """Conv 0 and its group norm, with statistics over each utterance's valid frames only, as one batched GEMM.
 
     Conv 0 is linear in its frame f of k samples. With m and C the mean and k×k covariance of f over the valid frames,
@@ -65,11 +74,13 @@ class GroupNormFrontEnd(nn.Module):
     therefore longer by one such frame, ``surplus`` frames of this level, which count here and go no further.
     """
 
+    channels_first = True
+
     def __init__(self, conv: nn.Conv1d, norm: nn.GroupNorm, surplus: int) -> None:
-        super().__init__()
+        super().__init__(conv)
         if norm.num_groups != norm.num_channels:
             raise ValueError("the group norm must have one channel in a group")
-        self.conv = BlockConv(conv)
+        self.weight = nn.Parameter(self.weight[:-1].detach().contiguous())
         self.scale = nn.Parameter(norm.weight.detach().clone())
         self.shift = nn.Parameter(norm.bias.detach().clone())
         self.epsilon = norm.eps
@@ -77,38 +88,59 @@ class GroupNormFrontEnd(nn.Module):
 
     def statistics(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (batch, 1, k) and covariance (batch, k, k) of the frames that lie within ``lengths`` samples."""
-        valid_frames = (lengths + self.conv.stride - self.conv.kernel).clamp(min=0)
-        valid_frames = valid_frames.div(self.conv.stride, rounding_mode="trunc")
+        valid_frames = (lengths + self.stride - self.kernel).clamp(min=0)
+        valid_frames = valid_frames.div(self.stride, rounding_mode="trunc")
         mask = valid(valid_frames, frames.shape[1])
         mean = masked_mean(frames, mask, valid_frames)
         centred = torch.where(mask, frames - mean, 0.0)
         return mean, centred.transpose(1, 2) @ centred / count(valid_frames)
 
-    def forward(self, x: Tensor, lengths: Tensor, statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        frames = self.conv.frames(x)
+    def forward(  # type: ignore[override]
+        self, x: Tensor, lengths: Tensor, statistics: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        frames = self.frames(x)
         mean, covariance = statistics or self.statistics(frames, lengths)
-        weight = self.conv.dense.weight
-        variance = (weight * (covariance @ weight)).sum(1, keepdim=True)
+        variance = (self.weight * (covariance @ self.weight)).sum(1, keepdim=True)
         scale = self.scale / torch.sqrt(variance + self.epsilon)
-        return frames[:, : -self.surplus] @ (weight * scale) + (self.shift - (mean @ weight) * scale)
+        weight = torch.cat([self.weight * scale, self.shift - (mean @ self.weight) * scale], dim=1)
+        return self.product(frames[:, : -self.surplus], weight)
+
+
+class StridedConv(nn.Module):
+    """A strided convolution between channels-last activations, or channels-first ones."""
+
+    def __init__(self, conv: nn.Conv1d, channels_first: bool) -> None:
+        super().__init__()
+        self.conv, self.channels_first = conv, channels_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if self.channels_first else self.conv(x.transpose(1, 2)).transpose(1, 2)
 
 
 class ConvLayer(nn.Module):
     """One level of the feature encoder: convolution, layer norm where the model has one, activation."""
 
-    def __init__(self, layer: Any, surplus: int) -> None:
+    def __init__(self, conv: nn.Module, norm: nn.Module | None, activation: nn.Module) -> None:
         super().__init__()
-        norm: Any = getattr(layer, "layer_norm", None)
-        self.grouped = isinstance(norm, nn.GroupNorm)
-        self.conv = GroupNormFrontEnd(layer.conv, norm, surplus) if self.grouped else BlockConv(layer.conv)
-        self.norm = None if self.grouped else norm
-        self.activation = layer.activation
+        self.conv, self.norm, self.activation = conv, norm, activation
 
-    def forward(self, x: Tensor, lengths: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = self.conv(x, lengths, statistics) if self.grouped else self.conv(x)
-        if self.norm is not None:
-            x = self.norm(x)
-        return self.activation(x)
+    def forward(self, x: Tensor, *statistics: Any) -> Tensor:
+        x = self.conv(x, *statistics)
+        return self.activation(x if self.norm is None else self.norm(x))
+
+
+def _conv_layers(encoder: Any, surplus: int) -> list[nn.Module]:
+    """The levels of a reference's feature encoder; channels come first where no layer norm wants them last."""
+    levels: list[nn.Module] = []
+    norms: list[Any] = [getattr(layer, "layer_norm", None) for layer in encoder.conv_layers]
+    grouped = isinstance(norms[0], nn.GroupNorm)
+    for layer, norm in zip(encoder.conv_layers, norms, strict=True):
+        if levels:
+            conv: nn.Module = StridedConv(layer.conv, channels_first=grouped)
+        else:
+            conv = GroupNormFrontEnd(layer.conv, norm, surplus) if grouped else FirstConv(layer.conv)
+        levels.append(ConvLayer(conv, None if isinstance(norm, nn.GroupNorm) else norm, layer.activation))
+    return levels
 
 
 class WaveformFrontEnd(nn.Module):
@@ -127,11 +159,15 @@ class WaveformFrontEnd(nn.Module):
         self.receptive_field = conv.receptive_field
         self.padded_receptive_field = conv.padded_receptive_field
         self.normalise = Normalise() if normalise else None
-        conv_layers = [ConvLayer(layer, conv.stride // conv.strides[0]) for layer in encoder.conv_layers]
-        self.conv_layers = nn.ModuleList(conv_layers)
+        self.conv_layers = nn.ModuleList(_conv_layers(encoder, surplus=conv.stride // conv.strides[0]))
         #: Frames beyond the longest utterance's, of which only conv 0 sees anything.
-        self.surplus = int(conv_layers[0].grouped)
+        self.surplus = int(self.grouped)
         self.first_kernel = conv.kernels[0]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether conv 0 has a group norm."""
+        return isinstance(self.conv_layers[0].conv, GroupNormFrontEnd)
 
     @property
     def moments_size(self) -> int:
@@ -149,9 +185,12 @@ class WaveformFrontEnd(nn.Module):
         frames = num_frames(torch.as_tensor(waveform.shape[1]), self.receptive_field, self.stride)
         x = F.pad(waveform, (0, self.padded_receptive_field + self.stride))
         x = x[:, : (frames + self.surplus - 1) * self.stride + self.padded_receptive_field, None]
-        for conv_layer in self.conv_layers:
-            x = conv_layer(x, lengths, statistics)
-        return x
+        first: Any
+        first, *others = self.conv_layers
+        x = first(x, lengths, statistics) if self.grouped else first(x)
+        for conv_layer in others:
+            x = conv_layer(x)
+        return x.transpose(1, 2) if first.conv.channels_first else x
 
     def _normalised_by(
         self, moments: Tensor, waveform: Tensor, lengths: Tensor

@@ -1,0 +1,239 @@
+"""The tables, the picture and the README's section from results/cpu.json.
+
+Without measuring again: ``python benchmarks/cpu_report.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ceilings import CEILINGS
+from peers import BASELINE, PEERS
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- benchmarks/cpu.py writes this section -->", "<!-- end of the section -->"
+ROWS = {"10s": "10 s of audio, warm", "1s": "1 s of audio, warm", "corpus": "a corpus", "file": "one file"}
+COMPILES = "not run: compiling costs more than it saves"
+MIB, GIGA = 2**20, 1e9
+
+
+def ratios(seconds: Mapping[str, Sequence[float]], name: str) -> list[float]:
+    """How many times as fast as the baseline a peer was, in each round."""
+    return [theirs / own for theirs, own in zip(seconds[BASELINE], seconds[name], strict=True)]
+
+
+def times_as_fast(seconds: Mapping[str, Sequence[float]], name: str) -> str:
+    """The median of the rounds' ratios, and their range where there are several."""
+    found = ratios(seconds, name)
+    middle = f"{statistics.median(found):.2f}"
+    return middle if name == BASELINE or len(found) == 1 else f"{middle} ({min(found):.2f}–{max(found):.2f})"
+
+
+def rate(operations: float, seconds: Sequence[float]) -> float:
+    """GFLOP/s at the median time."""
+    return operations / statistics.median(seconds) / GIGA
+
+
+def ceiling(row: Mapping[str, Any], precision: str) -> float | None:
+    """GFLOP/s of the engine that multiplies the model's matrices fastest in a precision."""
+    rates = [
+        rate(row["product_operations"], times)
+        for name, times in row["ceilings"].items()
+        if CEILINGS[name].precision == precision
+    ]
+    return max(rates, default=None)
+
+
+def forward_table(result: Mapping[str, Any], name: str) -> list[str]:
+    """Rows of Markdown for a forward pass in a warm process."""
+    row = result["forwards"]["rows"][name]
+    lines = [
+        "| | seconds | times as fast | GFLOP/s | of the ceiling | min frame cosine | pooled cosine | max abs Δ |",
+        "|---" * 8 + "|",
+    ]
+    for peer, definition in PEERS.items():
+        if (times := row["seconds"].get(peer)) is None:
+            lines.append(f"| {peer} | {missing(result, peer)} | | | | | | |")
+            continue
+        speed, most, near = rate(row["operations"], times), ceiling(row, definition.precision), accuracy(result, peer)
+        lines.append(
+            f"| {peer} | {statistics.median(times):.3f} | {times_as_fast(row['seconds'], peer)} | {speed:.0f} "
+            f"| {f'{speed / most:.0%}' if most else ''} | {' | '.join(near)} |"
+        )
+    return lines
+
+
+def accuracy(result: Mapping[str, Any], peer: str) -> tuple[str, str, str]:
+    """Smallest frame cosine, pooled cosine and largest difference, as the tables have them."""
+    near = result["forwards"]["accuracy"][peer]
+    return f"{near['frame_cosine']:.6f}", f"{near['pooled_cosine']:.6f}", f"{near['difference']:.1e}"
+
+
+def process_table(result: Mapping[str, Any], name: str) -> list[str]:
+    """Rows of Markdown for whole processes."""
+    row = result["processes"][name]
+    lines = ["| | seconds | times as fast | × real time | peak memory | min pooled cosine |", "|---" * 6 + "|"]
+    for peer, definition in PEERS.items():
+        if (times := row["seconds"].get(peer)) is None:
+            lines.append(f"| {peer} | {COMPILES if definition.compiled else missing(result, peer)} | | | | |")
+            continue
+        middle = statistics.median(times)
+        lines.append(
+            f"| {peer} | {middle:.2f} | {times_as_fast(row['seconds'], peer)} | {row['audio_seconds'] / middle:.1f} "
+            f"| {row['peak'][peer] / MIB:.0f} MiB | {row['pooled_cosine'][peer]:.6f} |"
+        )
+    return lines
+
+
+def missing(result: Mapping[str, Any], peer: str) -> str:
+    """Why a peer has no figure."""
+    return f"not run: {result['skipped'].get(peer, '')}"
+
+
+def ceiling_table(result: Mapping[str, Any]) -> list[str]:
+    """Rows of Markdown: what the engines reach on the model's matrix products alone."""
+    rows = result["forwards"]["rows"]
+    lines = [f"| | {' | '.join(rows)} |", "|---" * (len(rows) + 1) + "|"]
+    for name in CEILINGS:
+        rates = [
+            f"{rate(row['product_operations'], row['ceilings'][name]):.0f}" if name in row["ceilings"] else "not run"
+            for row in rows.values()
+        ]
+        lines.append(f"| {name} | {' | '.join(rates)} |")
+    return lines
+
+
+def sections(results: Mapping[str, Any]) -> list[str]:
+    """The tables of every model, each under its title."""
+    lines = []
+    for short, result in results["models"].items():
+        lines += [f"## {short}: {result['model']}", ""]
+        forwards = result["forwards"].get("rows", {})
+        for name, row in forwards.items():
+            lines += [f"### {ROWS[name]} ({row['operations'] / GIGA:.0f} GFLOP)", "", *forward_table(result, name), ""]
+        for name, row in result["processes"].items():
+            what = f"{results['files']} files" if name == "corpus" else ROWS[name]
+            lines += [f"### {what}, {row['audio_seconds']:.0f} s in all, whole process", ""]
+            lines += [*process_table(result, name), ""]
+        if forwards:
+            lines += ["### Matrix products alone, GFLOP/s", "", *ceiling_table(result), ""]
+    return lines
+
+
+def header(results: Mapping[str, Any]) -> list[str]:
+    """What stands over the tables: command, machine, and how the figures are to be read."""
+    rounds = ", ".join(f"{ROWS[name]} {count}" for name, count in results["rounds"].items())
+    return [
+        "# Everything that embeds speech on a processor",
+        "",
+        f"Made by `{results['command']}` on {results['date']}. The same seeded weights, audio and threads for all.",
+        "",
+        *(f"- {name}: {value}" for name, value in results["machine"].items()),
+        "",
+        *wrapped(
+            f"Medians of rounds in which every peer has one turn ({rounds}). *Times as fast* compares with {BASELINE} "
+            "(feature extractor, model in inference mode with SDPA, mean over time) within each round; in brackets the "
+            "range over the rounds. *Of the ceiling*: GFLOP/s against what the fastest engine reaches in that "
+            "precision on the model's matrix products alone. Cosines and differences are against the baseline: frames "
+            "and pooled vector of the 10 s, pooled vectors of the files. Signals are speech-like, with pauses. Whole "
+            "processes start with Python, end with vectors on the disk, and find their files in the system's cache."
+        ),
+        "",
+    ]
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines as wide as the README's, without breaking a link or a command."""
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def readme_section(results: Mapping[str, Any]) -> list[str]:
+    """The README's section: the picture, and a short table a model."""
+    machine = results["machine"]
+    lines = [
+        "## Performance",
+        "",
+        "![how many times as fast as PyTorch, by engine and precision](benchmarks/results/cpu.svg)",
+        "",
+        *wrapped(
+            "How many times as fast as the PyTorch recipe (transformers, fp32, SDPA; one file at a time), on the same "
+            f"{machine['processor']} and {machine['threads']} threads ({machine['instructions']}), with the same "
+            "weights and audio. Warm: one utterance in a process that runs already. Files: whole processes, from the "
+            "first import to the stored vectors. Peak memory is that of the 3 s file, the cosine that of 10 s against "
+            "PyTorch fp32. [Seconds, spread, ceilings and versions](benchmarks/results/cpu.md), by "
+            f"`{results['command']}`."
+        ),
+        "",
+    ]
+    for short, result in results["models"].items():
+        lines += [*summary_table(short, result, results["files"]), ""]
+    return lines + OPEN_ON_GPU
+
+
+def summary_table(short: str, result: Mapping[str, Any], files: int) -> list[str]:
+    """One row of Markdown a peer, over all that was measured of a model."""
+    titles = {"10s": "10 s, warm", "1s": "1 s, warm", "corpus": f"{files} files", "file": "one 3 s file"}
+    measured = {**result["forwards"].get("rows", {}), **result["processes"]}
+    rows = {name: measured[name] for name in titles if name in measured}
+    columns = [short, *(titles[name] for name in rows), "peak memory", "min frame cosine"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for peer in PEERS:
+        cells = [short_cell(row["seconds"], peer) for row in rows.values()]
+        if not any(cells):
+            continue
+        peak = result["processes"].get("file", {}).get("peak", {}).get(peer)
+        near = result["forwards"].get("accuracy", {}).get(peer)
+        cells += [f"{peak / MIB:.0f} MiB" if peak else "", f"{near['frame_cosine']:.5f}" if near else ""]
+        lines.append(f"| {peer} | {' | '.join(cells)} |")
+    return lines
+
+
+def short_cell(seconds: Mapping[str, Sequence[float]], peer: str) -> str:
+    """Times as fast, and the seconds of the baseline."""
+    if peer not in seconds:
+        return ""
+    if peer == BASELINE:
+        return f"1 ({statistics.median(seconds[peer]):.2f} s)"
+    return f"{statistics.median(ratios(seconds, peer)):.1f} ×"
+
+
+OPEN_ON_GPU = [
+    "### GPU: not measured yet",
+    "",
+    "- 10 s and 1 s of audio in a warm process, fp32, tf32, fp16 and bf16, against transformers and torch.compile",
+    "- utterances a second over a corpus, by the size of the batch",
+    "- one file as a whole process, with the start of CUDA; peak memory of the GPU",
+    "- accuracy of each precision against PyTorch fp32",
+]
+
+
+def write(folder: Path) -> None:
+    """Write cpu.md and cpu.svg beside cpu.json; where that is the published one, the README's section too."""
+    import cpu_plot
+
+    results = json.loads((folder / "cpu.json").read_text(encoding="utf-8"))
+    lines = [*header(results), *sections(results), "![times as fast](cpu.svg)"]
+    (folder / "cpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    cpu_plot.draw(results, folder / "cpu.svg")
+    if folder == RESULTS:
+        write_readme(README, readme_section(results))
+
+
+def write_readme(path: Path, section: Sequence[str]) -> None:
+    """Put the section between its two marks."""
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path} lacks the marks {BEGIN} and {END}; put them where the section belongs.")
+    path.write_text("\n".join([before + BEGIN, "", *section, "", END + after]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(RESULTS)

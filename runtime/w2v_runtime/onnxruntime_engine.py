@@ -1,0 +1,139 @@
+"""ONNX Runtime, on the processor or on CUDA. The one place that knows its providers and their options."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from w2v_models.bundle import Bundle
+from w2v_models.errors import BundleError, EngineError, W2VError
+from w2v_runtime import cuda as cuda_libraries
+from w2v_runtime.engine import CPU, CUDA, Array, Graph, first_line, stored_precision
+from w2v_runtime.graph_files import GraphFile, Sessions
+
+_CUDA_PROVIDER: Final = "CUDAExecutionProvider"
+_CUDA_OPTIONS: Final = {
+    "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE, the default, searches again for every new length
+    "arena_extend_strategy": "kSameAsRequested",
+}
+
+
+def providers(device: str, precision: str = "fp32") -> list[tuple[str, dict[str, str]]]:
+    """The providers to ask for, best first.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: of the computation.
+
+    Raises:
+        EngineError: this build does not have the device.
+    """
+    import onnxruntime
+
+    kind, _, index = device.partition(":")
+    cpu: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
+    if kind == CPU:
+        return [cpu]
+    if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        raise EngineError(
+            "This build of ONNX Runtime has no CUDA: pip uninstall -y onnxruntime && pip install 'w2v-onnx[gpu]'"
+        )
+    chosen = {"device_id": index or "0", "use_tf32": "1" if precision == "tf32" else "0"}
+    return [(_CUDA_PROVIDER, _CUDA_OPTIONS | chosen), cpu]
+
+
+@dataclass(frozen=True)
+class _Session:
+    """An open session, and the inputs of its graph."""
+
+    session: Any
+    inputs: frozenset[str]
+
+
+class OnnxRuntimeEngine:
+    """Sessions of ONNX Runtime.
+
+    Args:
+        bundle: the model.
+        precision: one that the device computes.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: threads of a run on the processor.
+        prepack: whether weights are rearranged for the processor when a graph is opened. It takes most of the opening,
+            and results differ in their last bits from those without.
+
+    Raises:
+        BundleError: the bundle lacks the precision.
+        EngineError: this build of ONNX Runtime does not have the device.
+    """
+
+    def __init__(self, bundle: Bundle, precision: str, device: str, threads: int, prepack: bool) -> None:
+        import onnxruntime
+
+        self._stored = stored_precision(precision)
+        self._sessions = Sessions(bundle, self._stored, self._open)
+        self._providers, self._threads, self._prepack = providers(device, precision), threads, prepack
+        self.device = CUDA if device.startswith(CUDA) else CPU
+        if self.device == CUDA:
+            cuda_libraries.preload()
+        self.busy_seconds = 0.0
+        self.stopped = False
+        self._new_run = onnxruntime.RunOptions
+        self._current = self._new_run()
+
+    def prepare(self, outputs: Sequence[str], graph: Graph = "graph") -> None:
+        self._sessions.get(outputs, graph)
+
+    def _open(self, graph: GraphFile) -> _Session:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 4  # errors come as exceptions, and need not be printed as well
+        options.enable_mem_pattern = False  # patterns are planned for one shape; ours all differ
+        # Long inputs hide the packing of weights, which would be held a second time, and make the arena hold a third
+        # more than is in use.
+        prepack, options.enable_cpu_mem_arena = self._prepack and graph.name != "windows", graph.name != "windows"
+        entries = {
+            "session.model_external_initializers_file_folder_path": str(graph.path.parent),
+            "session.disable_prepacking": "0" if prepack else "1",
+            # Without VNNI, sums of two products of unsigned and signed bytes saturate in 16 bits.
+            "session.x64quantprecision": "1" if self._stored == "int8" else "0",
+        }
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        try:
+            session = onnxruntime.InferenceSession(graph.content.cut(graph.outputs), options, providers=self._providers)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise BundleError(f"{graph.path} cannot be opened by ONNX Runtime: {first_line(error)}") from None
+        if self.device == CUDA and _CUDA_PROVIDER not in session.get_providers():
+            reasons = [f"{obstacle.what} ({obstacle.fix})" for obstacle in cuda_libraries.obstacles()]
+            raise EngineError(
+                "CUDA was asked for but does not load: "
+                f"{'; '.join(reasons) or 'ONNX Runtime fell back to the CPU (w2v-doctor may say why)'}. "
+                "Without it: --device cpu."
+            )
+        return _Session(session, frozenset(value.name for value in session.get_inputs()))
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph") -> list[Array]:
+        opened = self._sessions.get(outputs, graph)
+        self._current = run = self._new_run()
+        if self.stopped:
+            raise W2VError("The engine was stopped.")
+        start = time.perf_counter()
+        needed = {name: value for name, value in feeds.items() if name in opened.inputs}
+        try:
+            results: list[Array] = opened.session.run(list(outputs), needed, run)
+        except Exception as error:
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+            raise W2VError(f"The engine failed on {shapes}: {first_line(error)}") from error
+        self.busy_seconds += time.perf_counter() - start
+        return results
+
+    def stop(self) -> None:
+        self.stopped = True
+        self._current.terminate = True
+
+    def start(self) -> None:
+        self.stopped = False

@@ -1,0 +1,149 @@
+"""OpenVINO, on the processor, in fp32 or bf16."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from w2v_models.bundle import Bundle
+from w2v_models.errors import BundleError, EngineError, W2VError
+from w2v_models.manifest import LOG_MEL_FRONT_END
+from w2v_runtime.engine import OPENVINO, Array, Graph, stored_precision
+from w2v_runtime.graph_files import GraphFile, Sessions
+from w2v_runtime.openvino_graph import read_graph
+
+DEVICE: Final = "CPU"
+PRECISION_HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
+FORMATS: Final = ("FP32", "BF16", "FP16", "INT8")
+#: How long a stopped run goes on at most.
+_POLL_MILLISECONDS: Final = 20
+_STOPPED: Final = "The engine was stopped."
+
+
+def load() -> Any:
+    """The package ``openvino``, without its telemetry, which would report every import over the network.
+
+    Raises:
+        EngineError: it does not import.
+    """
+    try:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its tools then take a stub
+        import openvino
+
+        openvino.Core  # noqa: B018 - a removed wheel leaves a folder that imports and is empty
+    except (ImportError, AttributeError) as error:
+        raise EngineError(
+            f"OpenVINO is damaged ({_reason(error)}): pip install --force-reinstall 'w2v-onnx[openvino]'"
+        ) from None
+    return openvino
+
+
+def capabilities(core: Any) -> list[str]:
+    """The number formats, of :data:`FORMATS`, that OpenVINO computes in on this processor."""
+    able = core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return [name for name in FORMATS if name in able]
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A compiled graph, its inputs, and requests that wait for a run."""
+
+    model: Any
+    inputs: frozenset[str]
+    idle: deque[Any] = field(default_factory=deque)
+
+
+class OpenVINOEngine:
+    """Graphs compiled by OpenVINO for the processor.
+
+    Args:
+        bundle: the model.
+        precision: ``fp32`` or ``bf16``.
+        threads: threads of a run.
+
+    Raises:
+        BundleError: the bundle lacks the graphs.
+        EngineError: OpenVINO does not load, the processor has no bfloat16, or the model needs float64, which OpenVINO
+            turns into float32.
+    """
+
+    def __init__(self, bundle: Bundle, precision: str, threads: int) -> None:
+        self._sessions = Sessions(bundle, stored_precision(precision), self._open)
+        if bundle.manifest.architecture.front_end == LOG_MEL_FRONT_END:
+            model = bundle.manifest.source.model
+            raise EngineError(f"{model} needs float64 for its log-mel features, which OpenVINO lacks: --device cpu.")
+        self._openvino = load()
+        self._core = self._openvino.Core()
+        if precision == "bf16" and "BF16" not in capabilities(self._core):
+            name = self._core.get_property(DEVICE, "FULL_DEVICE_NAME")
+            raise EngineError(f"This processor ({name}) does not multiply bfloat16: choose --precision fp32.")
+        self._options = {
+            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
+        }
+        self.device = OPENVINO
+        self.busy_seconds = 0.0
+        self.stopped = False
+
+    def prepare(self, outputs: Sequence[str], graph: Graph = "graph") -> None:
+        self._sessions.get(outputs, graph)
+
+    def _open(self, graph: GraphFile) -> _Compiled:
+        try:
+            model = read_graph(self._openvino, graph.path, graph.outputs)
+            compiled = self._core.compile_model(model, DEVICE, self._options)
+        except Exception as error:  # OpenVINO's exceptions share no base class
+            raise BundleError(f"{graph.path} cannot be opened by OpenVINO: {_reason(error)}") from None
+        return _Compiled(compiled, frozenset(value.any_name for value in compiled.inputs))
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph") -> list[Array]:
+        compiled = self._sessions.get(outputs, graph)
+        if self.stopped:
+            raise W2VError(_STOPPED)
+        start = time.perf_counter()
+        needed = {name: value for name, value in feeds.items() if name in compiled.inputs}
+        try:
+            request = compiled.idle.pop()
+        except IndexError:
+            request = compiled.model.create_infer_request()
+        try:
+            self._infer(request, needed)
+            results: list[Array] = [request.get_tensor(name).data.copy() for name in outputs]
+        except Exception as error:
+            if self.stopped:
+                raise W2VError(_STOPPED) from error
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+            raise W2VError(f"The engine failed on {shapes}: {_reason(error)}") from error
+        compiled.idle.append(request)
+        self.busy_seconds += time.perf_counter() - start
+        return results
+
+    def _infer(self, request: Any, feeds: Mapping[str, Array]) -> None:
+        """Wait for a run while looking whether it is stopped; nothing is left running, whatever happens."""
+        request.start_async(feeds, share_inputs=True)
+        try:
+            while not request.wait_for(_POLL_MILLISECONDS):
+                if self.stopped:
+                    request.cancel()
+        except BaseException:
+            request.cancel()
+            raise
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def start(self) -> None:
+        self.stopped = False
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an error that says what is wrong; those before it name places in OpenVINO's source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))] or lines
+    return telling[-1] if telling else type(error).__name__

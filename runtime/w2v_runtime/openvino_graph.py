@@ -1,0 +1,53 @@
+"""A bundle's graph as a model of OpenVINO, cut to some of its outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+_QUERY, _KEY, _VALUE, _BIAS, _LENGTHS = 0, 1, 2, 3, 6
+#: What a masked score is; finite, so that an utterance without a frame stays finite too.
+_MASKED: Final = np.float32(-1e30)
+_HEADS_FIRST: Final = np.array([0, 2, 1, 3])
+
+
+def read_graph(openvino: Any, path: Path, outputs: Sequence[str]) -> Any:
+    """The ``openvino.Model`` of an ONNX graph with some of its outputs; weights are mapped, not read.
+
+    Raises exceptions of OpenVINO's where it does not know the graph or an output.
+    """
+    frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+    frontend.add_extension(_attention_extension())
+    whole = frontend.convert(frontend.load(os.fspath(path)))
+    return openvino.Model([whole.output(name).node for name in outputs], whole.get_parameters())
+
+
+def _attention_extension() -> Any:
+    """ONNX ``Attention`` with ``nonpad_kv_seqlen`` as one fused operator.
+
+    OpenVINO's own conversion spells it out, and then holds the scores of all heads, time × time each.
+    """
+    from openvino import opset13 as ops
+    from openvino.frontend.onnx import ConversionExtension
+
+    def convert(node: Any) -> list[Any]:
+        query, key, value, bias, lengths = map(node.get_input, (_QUERY, _KEY, _VALUE, _BIAS, _LENGTHS))
+        heads, channels = node.get_attribute("q_num_heads"), query.get_partial_shape()[2].get_length()
+        time = ops.gather(ops.shape_of(key), np.int64(1), np.int64(0))
+        steps = ops.unsqueeze(ops.range(np.int64(0), time, np.int64(1), "i64"), np.array([0, 1, 2]))
+        valid = ops.less(steps, ops.unsqueeze(lengths, np.array([1, 2, 3])))
+        absent = bias.get_node().get_type_name() == "NullNode"
+        scores = ops.select(valid, np.float32(0) if absent else bias, _MASKED)
+        by_head = (
+            ops.transpose(ops.reshape(x, np.array([0, 0, heads, -1]), special_zero=True), _HEADS_FIRST)
+            for x in (query, key, value)
+        )
+        attended = ops.transpose(ops.scaled_dot_product_attention(*by_head, scores), _HEADS_FIRST)
+        joined: list[Any] = ops.reshape(attended, np.array([0, 0, channels]), special_zero=True).outputs()
+        return joined
+
+    return ConversionExtension("Attention", "", convert)
