@@ -65,6 +65,11 @@ class Sessions(Generic[Session]):
                 self._open[name] = session, frozenset(kept)
             return session
 
+    def forget(self) -> None:
+        """Open every graph again when it is next needed."""
+        with self._opening:
+            self._open.clear()
+
     def _checked(self, name: str, outputs: tuple[str, ...]) -> GraphFile:
         """One of the bundle's graphs, checked in hash and content, as are the files of its weights in hash."""
         record: FileRecord | None = getattr(self._entry, name)

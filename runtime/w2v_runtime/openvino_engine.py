@@ -116,6 +116,7 @@ class OpenVINOEngine:
             self._infer(request, needed)
             results: list[Array] = [request.get_tensor(name).data.copy() for name in outputs]
         except Exception as error:
+            self._sessions.forget()  # a run cut short leaves its shapes in the compiled graph, and the next one wrong
             if self.stopped:
                 raise W2VError(_STOPPED) from error
             shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())

@@ -27,8 +27,9 @@ class Normalise(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         mask = valid(lengths, waveform.shape[1]).squeeze(2)
-        mean = masked_mean(waveform, mask, lengths)
-        centred = torch.where(mask, waveform - mean, 0.0)
+        centred = waveform
+        for _ in range(2):  # where sums have no float64, as in OpenVINO, the first mean of an offset is a coarse one
+            centred = torch.where(mask, centred - masked_mean(centred, mask, lengths), 0.0)
         variance = masked_mean(centred.square(), mask, lengths)
         return centred / torch.sqrt(variance + NORMALISATION_EPSILON)
 
