@@ -1,4 +1,4 @@
-# Verbs for people: demo, test, lint, fuzz; test-full and bench take long. What they need is installed into .venv here.
+# Verbs for people: demo, test, lint, fuzz; test-full, bench and bench-full take long. What they need is installed into .venv here.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ DEMO := .demo
 FUZZ_SECONDS ?= 60
 FUZZ := build/fuzz
 
-.PHONY: demo test test-full bench fuzz lint clean
+.PHONY: demo test test-full bench bench-full fuzz lint clean
 
 # Export the base model (with random weights where the hub cannot be reached) and embed the sample recordings.
 demo: $(VENV)/.installed
@@ -25,9 +25,13 @@ test: $(VENV)/.installed $(VENV)-runtime/.installed
 test-full: $(VENV)/.installed
 	$(BIN)/python -m pytest -s tests/full_size
 
-# Figures for benchmarks/results, about two hours and a half; run nothing beside it.
-bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+# Everything that embeds speech on this processor, side by side, about half an hour; run nothing beside it.
+bench: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/cpu.py
+
+# Every figure of benchmarks/results, about four hours on two cores.
+bench-full: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/cpu.py --full
 	$(BIN)/python benchmarks/corpus.py all
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/windows.py
@@ -47,6 +51,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("w2v-onnx needs Python 3.11 or newer; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,export,parquet,hdf5,dev]'
+	@touch $@
+
+# What the benchmarks compare with.
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
 # What a user of the runtime has: no PyTorch, no transformers, no onnx.

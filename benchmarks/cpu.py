@@ -1,4 +1,4 @@
-"""Everything that embeds speech on this processor, side by side. Writes results/cpu.{json,md,svg} and the README.
+"""Everything that embeds speech on this processor, side by side. Printed, and written to results/ and README.
 
     python benchmarks/cpu.py                # both models, about 12 minutes on two cores once they are exported
     python benchmarks/cpu.py --full         # more peers, rounds and files, about an hour

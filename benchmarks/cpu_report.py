@@ -14,6 +14,9 @@ from typing import Any
 
 from ceilings import CEILINGS
 from peers import BASELINE, PEERS
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -178,12 +181,17 @@ def readme_section(results: Mapping[str, Any]) -> list[str]:
 
 
 def summary_table(short: str, result: Mapping[str, Any], files: int) -> list[str]:
-    """One row of Markdown a peer, over all that was measured of a model."""
+    """The summary in Markdown."""
+    columns, *rows = summary(short, result, files)
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def summary(short: str, result: Mapping[str, Any], files: int) -> list[list[str]]:
+    """The names of the columns, then a row a peer, over all that was measured of a model."""
     titles = {"10s": "10 s, warm", "1s": "1 s, warm", "corpus": f"{files} files", "file": "one 3 s file"}
     measured = {**result["forwards"].get("rows", {}), **result["processes"]}
     rows = {name: measured[name] for name in titles if name in measured}
-    columns = [short, *(titles[name] for name in rows), "peak memory", "min frame cosine"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = [[short, *(titles[name] for name in rows), "peak memory", "min frame cosine"]]
     for peer in PEERS:
         cells = [short_cell(row["seconds"], peer) for row in rows.values()]
         if not any(cells):
@@ -191,7 +199,7 @@ def summary_table(short: str, result: Mapping[str, Any], files: int) -> list[str
         peak = result["processes"].get("file", {}).get("peak", {}).get(peer)
         near = result["forwards"].get("accuracy", {}).get(peer)
         cells += [f"{peak / MIB:.0f} MiB" if peak else "", f"{near['frame_cosine']:.5f}" if near else ""]
-        lines.append(f"| {peer} | {' | '.join(cells)} |")
+        lines.append([peer, *cells])
     return lines
 
 
@@ -224,6 +232,17 @@ def write(folder: Path) -> None:
     cpu_plot.draw(results, folder / "cpu.svg")
     if folder == RESULTS:
         write_readme(README, readme_section(results))
+    for short, result in results["models"].items():
+        show(summary(short, result, results["files"]))
+
+
+def show(lines: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first line names its columns."""
+    columns, *rows = lines
+    table = Table(*columns, box=SIMPLE)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def write_readme(path: Path, section: Sequence[str]) -> None:
