@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import REPOSITORY
@@ -120,6 +121,22 @@ def test_the_probe_is_what_onnx_writes():
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
     assert onnx.load_from_string(probe.PROBE) == model
+
+
+def test_the_probe_of_bytes_is_what_onnx_writes():
+    """Eight times the largest bytes each, which 16 bits do not hold two of."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.full((8, 16), 127, np.int8), "w")
+    values = [
+        helper.make_tensor_value_info(name, kind, [1, size])
+        for name, kind, size in (("x", onnx.TensorProto.UINT8, 8), ("y", onnx.TensorProto.INT32, 16))
+    ]
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "bytes", values[:1], values[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    assert onnx.load_from_string(probe.BYTES) == model
     assert sum((x + 2 * following) * m for x, following, m in ((1, 2, 1), (2, 3, 10), (3, 4, 100))) == probe.ANSWER
 
 

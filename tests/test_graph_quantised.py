@@ -29,6 +29,7 @@ from w2v_export.graph.quantised import (  # noqa: E402
 from w2v_export.graph.tensors import Dense  # noqa: E402
 from w2v_export.graph.waveform import StridedConv  # noqa: E402
 from w2v_export.onnx import TRACED_OPSET, raise_opset  # noqa: E402
+from w2v_runtime.probe import saturates  # noqa: E402
 
 BATCH, ROWS, INPUTS, OUTPUTS = 2, 12, 24, 10
 CONVOLUTIONS = [(2, 2), (3, 2), (5, 2)]
@@ -77,7 +78,7 @@ def both(module: nn.Module, x: np.ndarray) -> list[np.ndarray]:
     raise_opset(proto)
     onnx.checker.check_model(proto, full_check=True)
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")  # processors without VNNI saturate otherwise
+    options.add_session_config_entry("session.x64quantprecision", "1" if saturates() else "0")
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     with torch.inference_mode():
         return [module(values).numpy(), session.run(None, {"x": values.numpy()})[0]]

@@ -1,4 +1,4 @@
-"""int8 end to end: weights made hard on purpose, the gate and what it decides, batches, pauses, families and windows."""
+"""int8 end to end: weights made hard on purpose, what the gate decides, batches, pauses, families and windows."""
 
 from __future__ import annotations
 

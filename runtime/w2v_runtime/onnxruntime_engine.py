@@ -12,6 +12,7 @@ from w2v_models.errors import BundleError, EngineError, W2VError
 from w2v_runtime import cuda as cuda_libraries
 from w2v_runtime.engine import CPU, CUDA, Array, Graph, first_line, stored_precision
 from w2v_runtime.graph_files import GraphFile, Sessions
+from w2v_runtime.probe import saturates
 
 _CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 _CUDA_OPTIONS: Final = {
@@ -98,8 +99,7 @@ class OnnxRuntimeEngine:
         entries = {
             "session.model_external_initializers_file_folder_path": str(graph.path.parent),
             "session.disable_prepacking": "0" if prepack else "1",
-            # Without VNNI, sums of two products of unsigned and signed bytes saturate in 16 bits.
-            "session.x64quantprecision": "1" if self._stored == "int8" else "0",
+            "session.x64quantprecision": "1" if self._stored == "int8" and saturates() else "0",
         }
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
