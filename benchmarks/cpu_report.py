@@ -240,6 +240,7 @@ def show(lines: Sequence[Sequence[str]]) -> None:
     """Print a table whose first line names its columns."""
     columns, *rows = lines
     table = Table(*columns, box=SIMPLE)
+    table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(*row)
     Console().print(table)
