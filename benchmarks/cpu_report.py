@@ -168,7 +168,7 @@ def readme_section(results: Mapping[str, Any]) -> list[str]:
         *wrapped(
             "How many times as fast as the PyTorch recipe (transformers, fp32, SDPA; one file at a time), on the same "
             f"{machine['processor']} and {machine['threads']} threads ({machine['instructions']}), with the same "
-            "weights and audio. Warm: one utterance in a process that runs already. Files: whole processes, from the "
+            "weights and audio; the recipe's own row has its seconds. Warm: one utterance in a process that runs already. Files: whole processes, from the "
             "first import to the stored vectors. Peak memory is that of the 3 s file, the cosine that of 10 s against "
             "PyTorch fp32. [Seconds, spread, ceilings and versions](benchmarks/results/cpu.md), by "
             f"`{results['command']}`."
@@ -191,14 +191,14 @@ def summary(short: str, result: Mapping[str, Any], files: int) -> list[list[str]
     titles = {"10s": "10 s, warm", "1s": "1 s, warm", "corpus": f"{files} files", "file": "one 3 s file"}
     measured = {**result["forwards"].get("rows", {}), **result["processes"]}
     rows = {name: measured[name] for name in titles if name in measured}
-    lines = [[short, *(titles[name] for name in rows), "peak memory", "min frame cosine"]]
+    lines = [[short, *(titles[name] for name in rows), "peak MiB", "min frame cosine"]]
     for peer in PEERS:
         cells = [short_cell(row["seconds"], peer) for row in rows.values()]
         if not any(cells):
             continue
         peak = result["processes"].get("file", {}).get("peak", {}).get(peer)
         near = result["forwards"].get("accuracy", {}).get(peer)
-        cells += [f"{peak / MIB:.0f} MiB" if peak else "", f"{near['frame_cosine']:.5f}" if near else ""]
+        cells += [f"{peak / MIB:.0f}" if peak else "", f"{near['frame_cosine']:.5f}" if near else ""]
         lines.append([peer, *cells])
     return lines
 
@@ -208,7 +208,7 @@ def short_cell(seconds: Mapping[str, Sequence[float]], peer: str) -> str:
     if peer not in seconds:
         return ""
     if peer == BASELINE:
-        return f"1 ({statistics.median(seconds[peer]):.2f} s)"
+        return f"{statistics.median(seconds[peer]):.2f} s"
     return f"{statistics.median(ratios(seconds, peer)):.1f} ×"
 
 
@@ -239,7 +239,7 @@ def write(folder: Path) -> None:
 def show(lines: Sequence[Sequence[str]]) -> None:
     """Print a table whose first line names its columns."""
     columns, *rows = lines
-    table = Table(*columns, box=SIMPLE)
+    table = Table(*columns, box=SIMPLE, pad_edge=False)
     table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(*row)
