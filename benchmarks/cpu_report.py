@@ -168,7 +168,8 @@ def readme_section(results: Mapping[str, Any]) -> list[str]:
         *wrapped(
             "How many times as fast as the PyTorch recipe (transformers, fp32, SDPA; one file at a time), on the same "
             f"{machine['processor']} and {machine['threads']} threads ({machine['instructions']}), with the same "
-            "weights and audio; the recipe's own row has its seconds. Warm: one utterance in a process that runs already. Files: whole processes, from the "
+            "weights and audio; the recipe's own row has its seconds. Warm: one utterance in a process that runs "
+            "already. Files: whole processes, from the "
             "first import to the stored vectors. Peak memory is that of the 3 s file, the cosine that of 10 s against "
             "PyTorch fp32. [Seconds, spread, ceilings and versions](benchmarks/results/cpu.md), by "
             f"`{results['command']}`."
@@ -239,8 +240,9 @@ def write(folder: Path) -> None:
 def show(lines: Sequence[Sequence[str]]) -> None:
     """Print a table whose first line names its columns."""
     columns, *rows = lines
-    table = Table(*columns, box=SIMPLE, pad_edge=False)
-    table.columns[0].no_wrap = True
+    table = Table(*(name.replace(" ", "\n") for name in columns), box=SIMPLE, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for row in rows:
         table.add_row(*row)
     Console().print(table)
