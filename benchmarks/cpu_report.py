@@ -14,7 +14,6 @@ from typing import Any
 
 from ceilings import CEILINGS
 from peers import BASELINE, PEERS
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -240,7 +239,7 @@ def write(folder: Path) -> None:
 def show(lines: Sequence[Sequence[str]]) -> None:
     """Print a table whose first line names its columns."""
     columns, *rows = lines
-    table = Table(*(name.replace(" ", "\n") for name in columns), box=SIMPLE, pad_edge=False)
+    table = Table(*("\n".join(name.rsplit(" ", 1)) for name in columns), box=None, padding=(0, 2, 0, 0))
     for column in table.columns:
         column.no_wrap = True
     for row in rows:
