@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from machine import summary
 
 HERE = Path(__file__).resolve().parent
 RATE = 16000
@@ -221,20 +221,6 @@ FIGURES: dict[str, Callable[[Path, list[str]], None]] = {
 }
 
 
-def machine() -> str:
-    """Processor, cores and packages, for the head of the table."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    import onnxruntime
-
-    flags = Path("/proc/cpuinfo").read_text()
-    vector = next((name for name in ("avx512f", "avx2") if name in flags), "no AVX2")
-    cores, engine = len(os.sched_getaffinity(0)), f"onnxruntime {onnxruntime.__version__}"
-    return f"{model}, {cores} cores, {vector}; {engine}, Python {platform.python_version()}"
-
-
 def main(names: list[str]) -> None:
     """Measure the named figures and add their rows to the results."""
     chosen = list(FIGURES) if names in ([], ["all"]) else names
@@ -245,7 +231,7 @@ def main(names: list[str]) -> None:
     for name in chosen:
         rows: list[str] = []
         FIGURES[name](work, rows)
-        results[name] = {"machine": machine(), "rows": rows}
+        results[name] = {"machine": summary(), "rows": rows}
         store.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     lines = ["# Corpus runs", "", "Made by `python benchmarks/corpus.py`. Random weights; each command a process.", ""]
     lines += [

@@ -18,12 +18,13 @@ import numpy as np
 import peers
 import soundfile
 from ceilings import CEILINGS, Ceiling, operations, product_operations
-from peers import BASELINE, PEERS, RATE, Array, Turns
+from peers import BASELINE, PEERS, RATE, Turns
 from seeded import BUNDLE
 from workers import Worker, WorkerError
 
 from w2v_export.signals import speech_like
 from w2v_models import Bundle
+from w2v_runtime.parity import difference
 
 #: Seconds before a turn in which threads of the turn before stop waiting for work; ONNX Runtime's do so for 0.04 s.
 PAUSE = 0.1
@@ -94,20 +95,12 @@ def accuracy(workers: Mapping[str, Worker]) -> dict[str, dict[str, float]]:
         for name, worker in workers.items()
     }
     expected_frames, expected_pooled = answers[BASELINE]
-    return {
-        name: {
-            "frame_cosine": lowest_cosine(frames, expected_frames),
-            "pooled_cosine": lowest_cosine(pooled[None], expected_pooled[None]),
-            "difference": float(np.abs(frames - expected_frames).max()),
-        }
-        for name, (frames, pooled) in answers.items()
-    }
-
-
-def lowest_cosine(found: Array, expected: Array) -> float:
-    """The smallest cosine of a row of one matrix with the same row of the other."""
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    return float(((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+    rows = {}
+    for name, (frames, pooled) in answers.items():
+        largest, _, cosine = difference(frames, expected_frames)
+        pooled_cosine = difference(pooled[None], expected_pooled[None])[2]
+        rows[name] = {"frame_cosine": cosine, "pooled_cosine": pooled_cosine, "difference": largest}
+    return rows
 
 
 def processes(
@@ -140,7 +133,7 @@ def processes(
                 "audio_seconds": audio_seconds(audio[row]),
                 "seconds": {name: [seconds for seconds, _ in taken] for name, taken in figures.items()},
                 "peak": {name: max(peak for _, peak in taken) for name, taken in figures.items()},
-                "pooled_cosine": {name: lowest_cosine(found, vectors[BASELINE]) for name, found in vectors.items()},
+                "pooled_cosine": {name: difference(found, vectors[BASELINE])[2] for name, found in vectors.items()},
             }
         return rows
 

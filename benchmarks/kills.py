@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpus import HERE, TINY, bundle, embed, lognormal, machine, make_files
+from corpus import HERE, TINY, bundle, embed, lognormal, make_files
+from machine import summary
 
 FILES = 300
 KILLS = 25
@@ -100,7 +101,7 @@ def measure(work: Path, chance: random.Random) -> dict[str, Any]:
         difference = float(np.abs(expected["embeddings"] - found["embeddings"]).max()) if same_inputs else None
         scale = float(np.abs(expected["embeddings"]).max())
     return {
-        "machine": machine(),
+        "machine": summary(),
         "files": FILES,
         "kills": len(kept),
         "recorded_at_kills": kept,

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from corpus import machine
+from machine import summary
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("facebook/wav2vec2-base-960h", "facebook/wav2vec2-large-robust")
@@ -117,9 +117,9 @@ def main(models: list[str]) -> None:
     for model in models or MODELS:
         results[model] = measure_model(model, work)
         print("\n".join(table({model: results[model]})), flush=True)
-    store.write_text(json.dumps({"machine": machine(), "models": results}, indent=2) + "\n")
+    store.write_text(json.dumps({"machine": summary(), "models": results}, indent=2) + "\n")
     lines = ["# Layers", "", "Made by `python benchmarks/layers.py`. Random weights; engine time alone.", ""]
-    lines += [f"Machine: {machine()}", "", *table(results), "", "![seconds against the layer](layers.svg)"]
+    lines += [f"Machine: {summary()}", "", *table(results), "", "![seconds against the layer](layers.svg)"]
     (HERE / "results" / "layers.md").write_text("\n".join(lines) + "\n")
     plot(results, HERE / "results" / "layers.svg")
 

@@ -27,6 +27,18 @@ def facts(threads: int) -> dict[str, str]:
     }
 
 
+def summary() -> str:
+    """Processor, cores and packages, for the head of a table."""
+    import onnxruntime
+
+    cpu = _fields("/proc/cpuinfo")
+    flags = cpu.get("flags", "").split()
+    vector = next((name for name in ("avx512f", "avx2") if name in flags), "no AVX2")
+    model, cores = cpu.get("model name", platform.processor()), len(os.sched_getaffinity(0))
+    engine = f"onnxruntime {onnxruntime.__version__}"
+    return f"{model}, {cores} cores, {vector}; {engine}, Python {platform.python_version()}"
+
+
 def _fields(path: str) -> dict[str, str]:
     """The first value of each field of a file of ``name: value`` lines."""
     found: dict[str, str] = {}

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from corpus import machine
+from machine import summary
 
 from w2v_models import CATALOGUE
 from w2v_models.catalogue import Variant
@@ -114,7 +114,7 @@ def main(models: list[str]) -> None:
     results = json.loads(store.read_text()) if store.exists() else {}
     for model in models or MODELS:
         with tempfile.TemporaryDirectory(dir=os.environ.get("W2V_BENCH_DIR")) as folder:
-            results[model] = {"machine": machine()} | measure(model, Path(folder) / "bundle")
+            results[model] = {"machine": summary()} | measure(model, Path(folder) / "bundle")
         print(model, results[model], flush=True)
         store.write_text(json.dumps(results, indent=2) + "\n")
     write_tables(results)
@@ -127,7 +127,7 @@ def write_tables(results: dict[str, dict[str, object]]) -> None:
     lines += [
         "max |Δ| against PyTorch over the parity cases, alone and batched (layers: relative to the largest value).",
         "",
-        f"Machine: {machine()}",
+        f"Machine: {summary()}",
         "",
         "| model | family | layers | size | frames | pooled | layers Δ | bundle | export | peak memory |",
         "|---|---|---|---|---|---|---|---|---|---|",
