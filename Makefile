@@ -32,6 +32,7 @@ bench: $(VENV)/.installed-bench
 # Every figure of benchmarks/results, about four hours on two cores.
 bench-full: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/cpu.py --full
+	$(BIN)/python benchmarks/breakdown.py
 	$(BIN)/python benchmarks/corpus.py all
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/windows.py
