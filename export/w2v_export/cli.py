@@ -24,7 +24,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option(help="The bundle's folder. [default: <org>--<name> in $W2V_HOME or the user's cache]")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, int8, or fp32,int8 for both in one bundle.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Of fp32, int8, fp16; several with commas in one bundle.")] = "fp32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="The true architecture with seeded random weights; no network.")

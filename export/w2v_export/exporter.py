@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from w2v_export import fp16
 from w2v_export.checkpoint import Checkpoint, load, seeded
 from w2v_export.graph.inference import InferenceGraph
 from w2v_export.int8 import UNCHANGED, Plan, quantise
@@ -63,7 +64,7 @@ def export_bundle(
     Args:
         model: a hub id or a checkpoint folder.
         output: the bundle's folder; by default ``<org>--<name>`` in ``$W2V_HOME`` or the user's cache.
-        precision: precisions to write, of fp32 and int8.
+        precision: precisions to write, of fp32, int8 and fp16.
         revision: a branch, tag or commit of the hub's repository.
         random_weights: take the architecture only, with random weights; needs no network.
         seed: of the random weights.
@@ -99,7 +100,7 @@ def write_bundle(
     """Write the graphs and the stored references into ``folder``; the manifest is still to be proven and written.
 
     Raises:
-        ParityError: int8 cannot be had within its tolerance.
+        ParityError: int8 or fp16 cannot be had within its tolerance.
     """
     (folder / "onnx").mkdir()
     architecture = checkpoint.architecture
@@ -113,6 +114,12 @@ def write_bundle(
         plan = quantise(graph, references, architecture.sample_rate, lambda i, n: report(stage, i, n))
         report("writing the int8 graph", 0, 1)
         records["int8"] = _write_precision(checkpoint, graph, folder, "_int8", plan)
+        graph = checkpoint.graph()
+    if "fp16" in precision:
+        stage = "trying float16"
+        fp16.convert(graph, references, architecture.sample_rate, lambda i, n: report(stage, i, n))
+        report("writing the fp16 graph", 0, 1)
+        records["fp16"] = _write_precision(checkpoint, graph, folder, "_fp16")
     save_references(folder / REFERENCE, stored(references, architecture.sample_rate))
     return Bundle(
         folder,

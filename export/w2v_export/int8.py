@@ -14,13 +14,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from w2v_export.gate import lowest_cosines, run, worst_cosines
 from w2v_export.graph.inference import InferenceGraph
 from w2v_export.graph.quantised import QuantisedConv, QuantisedDense, quantisable
 from w2v_export.graph.tensors import Dense
 from w2v_export.graph.waveform import FirstConv, StridedConv
 from w2v_models.errors import ParityError
 from w2v_models.parity import TOLERANCES
-from w2v_runtime.parity import Reference, comparable, difference
+from w2v_runtime.parity import Reference, comparable
 
 PRECISION: Final = "int8"
 #: How much of the tolerated distance from 1 a cosine may take up here: what is left is for the engine's own rounding.
@@ -112,29 +113,6 @@ def passes(graph: InferenceGraph, references: Sequence[Reference]) -> bool:
     )
 
 
-def worst_cosines(graph: InferenceGraph, references: Sequence[Reference]) -> dict[str, float]:
-    """The smallest cosine of each output over all references."""
-    every = [lowest_cosines(graph, reference) for reference in references]
-    return {output: min(cosines[output] for cosines in every) for output in every[0]}
-
-
-@torch.inference_mode()
-def lowest_cosines(graph: InferenceGraph, reference: Reference) -> dict[str, float]:
-    """The smallest cosine of a frame, of the pooled vector and of a layer's mean with the reference's."""
-    layers, last, _ = _run(graph, reference)
-    answers = {
-        "frames": (last[0], reference.frames),
-        "pooled": (last.mean(1), reference.pooled[None]),
-        "layers": (torch.cat([layer.mean(1) for layer in layers]), reference.layers),
-    }
-    return {name: difference(mine.numpy(), theirs)[2] for name, (mine, theirs) in answers.items()}
-
-
-def _run(graph: InferenceGraph, reference: Reference) -> tuple[list[Tensor], Tensor, Tensor]:
-    waveform = torch.from_numpy(reference.waveform)[None]
-    return graph.layers(waveform, torch.tensor([waveform.shape[1]]))
-
-
 def round_product(product: Dense | StridedConv, smoothing: Tensor | None) -> nn.Module:
     """The int8 form of a product."""
     return QuantisedConv(product.conv) if isinstance(product, StridedConv) else QuantisedDense(product, smoothing)
@@ -170,7 +148,7 @@ def choose_smoothing(graph: InferenceGraph, references: Sequence[Reference]) -> 
 
     with _watching(layers, widen):
         for reference in references:
-            _run(graph, reference)
+            run(graph, reference.waveform)
     factors = {name: _even(largest[name], layer.weight) for name, layer in layers.items()}
     gains: dict[str, float] = {}
 
@@ -181,7 +159,7 @@ def choose_smoothing(graph: InferenceGraph, references: Sequence[Reference]) -> 
         gains[name] = max(gains.get(name, 0.0), smooth / max(plain, 1e-30))
 
     with _watching(layers, compare):
-        _run(graph, references[0])
+        run(graph, references[0].waveform)
     return {name: factors[name] for name in layers if gains[name] < _WORTH_SMOOTHING}
 
 

@@ -13,7 +13,7 @@ from w2v_models.errors import CheckpointError, OutputError, RefusedError
 from w2v_runtime import library
 
 #: Precisions that this release exports.
-PRECISIONS: Final = ("fp32", "int8")
+PRECISIONS: Final = ("fp32", "int8", "fp16")
 
 
 def refuse_early(

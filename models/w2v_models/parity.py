@@ -36,6 +36,12 @@ TOLERANCES: Final[dict[str, dict[str, Tolerance]]] = {
         "layers": Tolerance(max_abs=math.inf, min_cosine=0.9999),
         "logits": Tolerance(max_rel=0.05),
     },
+    "fp16": {
+        "frames": Tolerance(max_abs=math.inf, min_cosine=0.9995),
+        "pooled": Tolerance(max_abs=math.inf, min_cosine=0.9999),
+        "layers": Tolerance(max_abs=math.inf, min_cosine=0.9999),
+        "logits": Tolerance(max_rel=0.02),
+    },
     "int8": {
         "frames": Tolerance(max_abs=math.inf, min_cosine=0.995),
         "pooled": Tolerance(max_abs=math.inf, min_cosine=0.999),
@@ -45,7 +51,7 @@ TOLERANCES: Final[dict[str, dict[str, Tolerance]]] = {
 }
 #: What a comparison takes by precision, in seconds at least, and not silence: where an embedding is one frame, a few,
 #: or many that are alike, the rounding of a frame shows in full, for there is nothing to average.
-SHORTEST_SECONDS: Final = {"bf16": 1.0, "int8": 1.0}
+SHORTEST_SECONDS: Final = {"bf16": 1.0, "fp16": 1.0, "int8": 1.0}
 
 
 @dataclass(frozen=True)

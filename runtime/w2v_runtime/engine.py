@@ -34,7 +34,7 @@ PRECISIONS: Final = {
     "fp32": Precision("fp32", (CUDA, CPU, OPENVINO)),
     "tf32": Precision("fp32", (CUDA,)),
     "bf16": Precision("fp32", (OPENVINO,)),
-    "fp16": Precision("fp16", (CUDA,)),
+    "fp16": Precision("fp16", (CUDA, CPU)),
     "int8": Precision("int8", (CPU,)),
 }
 

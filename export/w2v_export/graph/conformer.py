@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from w2v_export.graph.encoder import Encoder, FeedForward, Frames, SelfAttention
-from w2v_export.graph.tensors import Dense, attention
+from w2v_export.graph.tensors import Dense, attention, cast
 
 
 class BareEntry(nn.Module):
@@ -44,7 +44,7 @@ class SinusoidalPositions(nn.Module):
         time = x.shape[1]
         distances = (time - torch.arange(2 * time, device=x.device)).to(torch.float32)
         angles = distances[:, None] * self.frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+        return cast(torch.cat([angles.sin(), angles.cos()], dim=1), x.dtype)
 
 
 class RotaryPositions(nn.Module):
@@ -61,7 +61,7 @@ class RotaryPositions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         angles = torch.arange(x.shape[1], device=x.device).to(torch.float32)[:, None] * self.frequencies
-        return torch.stack([angles.cos(), angles.sin()])[:, :, None, :]
+        return cast(torch.stack([angles.cos(), angles.sin()])[:, :, None, :], x.dtype)
 
 
 class DistanceIndex(nn.Module):

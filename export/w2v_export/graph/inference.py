@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from w2v_export.graph.encoder import Encoder, Frames
 from w2v_export.graph.logmel import LogMelFrontEnd
 from w2v_export.graph.pooling import STATISTICS, Pool
-from w2v_export.graph.tensors import Dense, num_frames, valid
+from w2v_export.graph.tensors import Dense, cast, num_frames, valid
 from w2v_export.graph.waveform import WaveformFrontEnd
 from w2v_export.head_modules import HeadModule
 from w2v_models.manifest import (
@@ -48,6 +48,7 @@ class InferenceGraph(nn.Module):
 
     Files are cut from this graph to the outputs that they are for: what an output does not need is not computed.
     It takes over the parameters of the reference; neither copy is meant to be trained afterwards.
+    The projection and the encoder compute in ``dtype``, their outputs and what follows are float32.
 
     Shape:
         - waveform: (batch, samples) float32; the content beyond an utterance's length is ignored, NaN included.
@@ -56,6 +57,8 @@ class InferenceGraph(nn.Module):
         - returns: for each layer (0 … L, last, weighted) its frames (batch, time, hidden), zero in the padding, and
           their statistics (batch, hidden); ``frame_lengths`` (batch,); the head's outputs.
     """
+
+    dtype = torch.float32
 
     def __init__(
         self, front_end: FrontEnd, projection: Projection, encoder: Encoder, conv: ConvStack, head: HeadModule | None
@@ -85,12 +88,12 @@ class InferenceGraph(nn.Module):
         self, waveform: Tensor, lengths: Tensor, moments: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Layers 0 … L, ``last_hidden_state``, and the valid frames of each utterance."""
-        features = self.front_end(waveform, lengths, moments)
+        features = cast(self.front_end(waveform, lengths, moments), self.dtype)
         frame_lengths = num_frames(lengths, self.receptive_field, self.stride)
         mask = valid(frame_lengths, features.shape[1])
         x = torch.where(mask, self.projection(features), 0.0)
         layers, last = self.encoder(x, Frames(frame_lengths, mask))
-        return layers, last, frame_lengths
+        return [cast(layer, torch.float32) for layer in layers], cast(last, torch.float32), frame_lengths
 
 
 class WindowGraph(InferenceGraph):

@@ -14,6 +14,8 @@ from torch.onnx.utils import register_custom_op_symbolic
 
 #: "To the end" in an ONNX ``Slice``.
 INT64_MAX: Final = 2**63 - 1
+#: float32 in ONNX's ``TensorProto.DataType``.
+_FLOAT: Final = 1
 
 
 def valid(lengths: Tensor, size: Any) -> Tensor:
@@ -40,6 +42,11 @@ def masked_mean(values: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
 def num_frames(samples: Tensor, receptive_field: int, stride: int) -> Tensor:
     """``ConvStack.num_frames`` in tensor arithmetic."""
     return (samples + (stride - receptive_field)).clamp(min=0).div(stride, rounding_mode="trunc")
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in a type of number; where it has it already, no operator of the graph."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _constant(g: Any, *values: int) -> Any:
@@ -81,7 +88,7 @@ def _blocks_onnx(g: Any, x: Any, kernel: int, stride: int, channels: int) -> Any
     rest = (kernel - extra * stride) * channels
     views.append(g.op("Slice", rows, _constant(g, extra, 0), _constant(g, INT64_MAX, rest), _constant(g, 1, 2)))
     frames = g.op("Concat", *views, axis_i=2) if extra else rows if kernel == stride else views[0]
-    return shaped(frames, kernel * channels)
+    return shaped(frames, kernel * channels, x.type().dtype())
 
 
 @torch.library.custom_op("w2v::attention", mutates_args=())
@@ -92,8 +99,8 @@ def attention(
 
     ``bias`` (batch or 1, heads or 1, time, time) is added to the scores after their division by √head_size.
 
-    In ONNX this is ``Attention`` of operator set 24 with ``nonpad_kv_seqlen``. The exporter knows sets up to 20, so
-    the model's set is raised after the export (``w2v_export.onnx``).
+    In ONNX this is ``Attention`` of operator set 24 with ``nonpad_kv_seqlen``, its softmax in float32 whatever the rest
+    is in. The exporter knows sets up to 20, so the model's set is raised after the export (``w2v_export.onnx``).
     """
     q, k, v = (x.reshape(*x.shape[:2], heads, head_size).transpose(1, 2) for x in (query, key, value))
     mask = valid(lengths, key.shape[1]).transpose(1, 2)[:, None]
@@ -107,8 +114,12 @@ def _attention_onnx(
 ) -> Any:
     mask = _absent(g) if symbolic_helper._is_none(bias) else bias
     past = [_absent(g) for _ in ("past_key", "past_value")]
-    attended = g.op("Attention", query, key, value, mask, *past, lengths, q_num_heads_i=heads, kv_num_heads_i=heads)
-    return shaped(attended, heads * head_size)
+    dtype = query.type().dtype()
+    softmax = {} if dtype == torch.float32 else {"softmax_precision_i": _FLOAT}
+    attended = g.op(
+        "Attention", query, key, value, mask, *past, lengths, q_num_heads_i=heads, kv_num_heads_i=heads, **softmax
+    )
+    return shaped(attended, heads * head_size, dtype)
 
 
 def register_symbolics(opset: int) -> None:

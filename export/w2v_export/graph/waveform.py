@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from w2v_export.graph.tensors import blocks, count, masked_mean, num_frames, valid
+from w2v_export.graph.tensors import blocks, cast, count, masked_mean, num_frames, valid
 from w2v_models.manifest import ConvStack
 
 #: Added to the variance in the waveform's normalisation (``Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm``).
 NORMALISATION_EPSILON: Final = 1e-7
+#: GPUs multiply float16 fast where rows are whole multiples of 16 bytes.
+ALIGNED: Final = 8
 
 
 class Normalise(nn.Module):
@@ -39,9 +41,13 @@ class FirstConv(nn.Module):
 
     Shape: (batch, samples, 1) → (batch, frames, channels), or (batch, channels, frames) where ``channels_first``.
     ``frames`` is what blocks of whole strides hold, ``samples / stride - ⌈kernel/stride⌉ + 1``.
+
+    The samples, and a group norm's statistics of them, are float32 in any case. ``factors`` is what the product
+    multiplies, ``dtype`` what it returns.
     """
 
     channels_first = False
+    factors = dtype = torch.float32
 
     def __init__(self, conv: nn.Conv1d) -> None:
         super().__init__()
@@ -56,8 +62,11 @@ class FirstConv(nn.Module):
 
     def product(self, frames: Tensor, weight: Tensor) -> Tensor:
         """``weight`` is (kernel + 1, channels), or one such for each utterance."""
-        frames = F.pad(frames, (0, 1), value=1.0)
-        return weight.transpose(1, 2) @ frames.transpose(1, 2) if self.channels_first else frames @ weight
+        spare = 0 if self.factors == torch.float32 else -weight.shape[-2] % ALIGNED
+        frames = cast(F.pad(frames, (0, 1 + spare), value=1.0), self.factors)
+        weight = cast(F.pad(weight, (0, 0, 0, spare)) if spare else weight, self.factors)
+        y = weight.transpose(1, 2) @ frames.transpose(1, 2) if self.channels_first else frames @ weight
+        return cast(y, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(self.frames(x), self.weight)
