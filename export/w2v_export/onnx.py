@@ -48,6 +48,8 @@ OPSET: Final = 24
 IR_VERSION: Final = 11
 #: Tensors of at least this many bytes go to the external data file; axes and scalars stay in the graph.
 EXTERNAL_BYTES: Final = 1024
+#: What adds the position to the projected features, in encoders that do so here.
+_ENTRY_SUM: Final = "/encoder/entry/Add"
 #: Where tensors start in that file, so that engines can map them as they are.
 ALIGNMENT: Final = 4096
 
@@ -123,6 +125,9 @@ def export_graphs(
         protos[HEAD] = _trace(HeadGraph(model.head), {POOLED: pooled}, folder)
     if isinstance(model.front_end, LogMelFrontEnd):
         protos[MEL] = _trace(MelGraph(model.front_end), {WAVEFORM: whole[WAVEFORM]}, folder)
+    if model.names_axes:
+        for name in (LAYERS, WINDOWS):
+            _name_axes(protos[name], architecture.hidden_size)
     paths = {name: folder / f"{name}{suffix}.onnx" for name in (GRAPH, *protos)}
     data = folder / f"{paths[GRAPH].name}_data"
     places = _write_weights(model, protos.values(), data)
@@ -164,6 +169,19 @@ def raise_opset(proto: onnx.ModelProto) -> None:
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     proto.ir_version = IR_VERSION
+
+
+def _name_axes(proto: onnx.ModelProto, hidden_size: int) -> None:
+    """Say of the encoder's first sum that it is (batch, frames, hidden).
+
+    ONNX Runtime passes that on to all that follows. It joins a sum and a norm only where it knows two shapes as equal.
+    """
+    half = any(tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.input)
+    number = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+    for node in proto.graph.node:
+        if node.name == _ENTRY_SUM:
+            value = onnx.helper.make_tensor_value_info(node.output[0], number, ["batch", "frames", hidden_size])
+            proto.graph.value_info.append(value)
 
 
 def _inputs_of_nodes(proto: onnx.ModelProto) -> set[str]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from w2v_export.graph.conformer import RotaryPositions, SinusoidalPositions
 from w2v_export.graph.encoder import Frames, PositionalConv
 from w2v_export.graph.inference import InferenceGraph
-from w2v_export.graph.tensors import blocks
+from w2v_export.graph.tensors import blocks, cast
 from w2v_export.graph.waveform import FirstConv, StridedConv, WaveformFrontEnd
 
 #: Frames that one row of :class:`BlockedPositionalConv` computes.
@@ -69,10 +69,12 @@ class BlockedPositionalConv(nn.Module):
         """The right factor: (groups, rows · channels in, BLOCK · channels out)."""
         groups, kernel, channels, columns = self.weight.shape
         # In rows longer by one than they are read, each next one begins one later.
-        row = F.pad(self.weight, (0, 0, 0, 0, 0, self.rows + 1 - kernel))
+        weight = cast(self.weight, torch.float32)  # what processors fold constants in
+        row = F.pad(weight, (0, 0, 0, 0, 0, self.rows + 1 - kernel))
         rows = row[:, None].expand(groups, BLOCK, -1, channels, columns).reshape(groups, -1, channels, columns)
         read = rows[:, : BLOCK * self.rows].reshape(groups, BLOCK, self.rows, channels, columns)
-        return read.permute(0, 2, 3, 1, 4).reshape(groups, self.rows * channels, BLOCK * columns)
+        moved = read.permute(0, 2, 3, 1, 4).reshape(groups, self.rows * channels, BLOCK * columns)
+        return cast(moved, self.weight.dtype)
 
     def forward(self, x: Tensor, frames: Frames) -> Tensor:
         if self.norm is not None:  # HuBERT's option; the reference pads with zeros after it
@@ -91,6 +93,7 @@ class BlockedPositionalConv(nn.Module):
 
 def shape_for_gpu(graph: InferenceGraph) -> None:
     """Turn the convolutions of a graph into products, in place; what it computes stays the same."""
+    graph.names_axes = True
     for name, module in list(graph.named_modules()):
         if isinstance(module, FirstConv):
             module.channels_first = False

@@ -62,7 +62,7 @@ class FirstConv(nn.Module):
 
     def product(self, frames: Tensor, weight: Tensor) -> Tensor:
         """``weight`` is (kernel + 1, channels), or one such for each utterance."""
-        spare = 0 if self.factors == torch.float32 else -weight.shape[-2] % ALIGNED
+        spare = 0 if self.factors == torch.float32 else -(self.kernel + 1) % ALIGNED
         frames = cast(F.pad(frames, (0, 1 + spare), value=1.0), self.factors)
         weight = cast(F.pad(weight, (0, 0, 0, spare)) if spare else weight, self.factors)
         y = weight.transpose(1, 2) @ frames.transpose(1, 2) if self.channels_first else frames @ weight
