@@ -38,5 +38,9 @@ class ParityError(W2VError):
     """A finished bundle differs from its reference by more than its tolerance."""
 
 
+class OutOfMemoryError(W2VError):
+    """The device's memory does not hold a run; a smaller batch may fit."""
+
+
 class AudioError(W2VError, ValueError):
     """One input cannot be read as audio; others can."""

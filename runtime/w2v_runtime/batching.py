@@ -37,12 +37,14 @@ class Pool:
 
     Each batch is built around the input that has waited longest, so that results stay nearly in the order of inputs,
     and takes in the inputs nearest to it in length while the padded size stays within ``budget`` samples and the
-    padding within :data:`MAX_PADDING` of it.
+    padding within :data:`MAX_PADDING` of it. With ``longest_first`` the first is built around the longest input: an
+    engine that keeps its memory then has most of what it will need.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, longest_first: bool = False) -> None:
         self.budget = budget
         self.samples = 0
+        self._longest_first = longest_first
         self._by_length: list[_Waiting] = []
         self._arrivals = 0
 
@@ -58,7 +60,9 @@ class Pool:
     def take(self) -> list[Any]:
         """Remove and return the next batch, shortest first; at least one input."""
         waiting = self._by_length
-        first = last = min(range(len(waiting)), key=lambda i: waiting[i].arrival)
+        oldest = min(range(len(waiting)), key=lambda i: waiting[i].arrival)
+        first = last = len(waiting) - 1 if self._longest_first else oldest
+        self._longest_first = False
         total = waiting[first].samples
         while True:
             choices = []

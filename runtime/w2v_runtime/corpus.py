@@ -9,10 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from w2v_models.errors import AudioError, RefusedError, W2VError
+from w2v_models.errors import AudioError, OutOfMemoryError, RefusedError, W2VError
 from w2v_runtime import processors
 from w2v_runtime.audio import Audio
 from w2v_runtime.batching import Pool
+from w2v_runtime.engine import CUDA
 from w2v_runtime.long import Advance
 from w2v_runtime.results import Embedding, Failure, Request
 
@@ -85,17 +86,20 @@ def embed_inputs(
     options: CorpusOptions,
     advance: Advance = lambda seconds: None,
 ) -> Generator[Finished, None, None]:
-    """Embed inputs and yield batch after batch, nearly in order. While one batch runs, the next is ready.
+    """Embed inputs and yield batch after batch, nearly in order. While batches run, the next is ready.
 
     ``advance(seconds)`` tells how much of a long recording is done while it runs.
-    Closed between two of them, as by an interrupt, it stops the one in the engine.
+    Closed between two of them, as by an interrupt, it stops those in the engine.
     """
     jobs = options.jobs or processors.available()
+    seconds = options.batch_seconds or BATCH_SECONDS[embedder.engine.device]
+    budget = max(1, round(seconds * embedder.sample_rate))
+    pool = Pool(budget, longest_first=embedder.engine.device == CUDA)
     with _workers(embedder, jobs) as (decoder, runner):
         running: deque[Future[Finished]] = deque()
-        for batch in _batches(embedder, _decoded(embedder, inputs, options, decoder, jobs), options):
-            running.append(runner.submit(_run, embedder, batch, request, options, advance))
-            if len(running) > 1:
+        for batch in _batches(pool, _decoded(embedder, inputs, options, decoder, jobs)):
+            running.append(runner.submit(_run, embedder, batch, pool, request, options, advance))
+            if len(running) > embedder.engine.runs:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
@@ -137,11 +141,9 @@ def _refuse_warnings(warnings: tuple[str, ...], options: CorpusOptions) -> None:
         raise AudioError("; ".join(warnings))
 
 
-def _batches(embedder: Embedder, decoded: Iterator[_Decoded], options: CorpusOptions) -> Iterator[list[_Decoded]]:
+def _batches(pool: Pool, decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
     """Batches with little padding; long audio is one of its own, and what failed travels with the next."""
-    seconds = options.batch_seconds or BATCH_SECONDS[embedder.engine.device]
-    budget = max(1, round(seconds * embedder.sample_rate))
-    pool, failed = Pool(budget), list[_Decoded]()
+    failed: list[_Decoded] = []
     for item in decoded:
         if isinstance(item.audio, Audio):
             pool.add(len(item.audio.samples), item)
@@ -149,7 +151,7 @@ def _batches(embedder: Embedder, decoded: Iterator[_Decoded], options: CorpusOpt
             yield [item]
         else:
             failed.append(item)
-        if len(failed) >= POOL_INPUTS or len(pool) >= POOL_INPUTS or pool.samples >= POOL_BATCHES * budget:
+        if len(failed) >= POOL_INPUTS or len(pool) >= POOL_INPUTS or pool.samples >= POOL_BATCHES * pool.budget:
             yield failed + (pool.take() if len(pool) else [])
             failed = []
     while len(pool) or failed:
@@ -158,7 +160,7 @@ def _batches(embedder: Embedder, decoded: Iterator[_Decoded], options: CorpusOpt
 
 
 def _run(
-    embedder: Embedder, batch: list[_Decoded], request: Request, options: CorpusOptions, advance: Advance
+    embedder: Embedder, batch: list[_Decoded], pool: Pool, request: Request, options: CorpusOptions, advance: Advance
 ) -> Finished:
     if batch[0].audio is None:
         return _run_long(embedder, batch[0].input, request, options, advance)
@@ -166,7 +168,7 @@ def _run(
         (item.input, item.audio) for item in batch if isinstance(item.audio, Failure)
     ]
     ready = [(item.input, item.audio) for item in batch if isinstance(item.audio, Audio)]
-    results.extend(zip([item for item, _ in ready], _embed(embedder, ready, request), strict=True))
+    results.extend(zip([item for item, _ in ready], _embed(embedder, ready, pool, request), strict=True))
     lengths = [len(audio.samples) for _, audio in ready]
     return Finished(tuple(results), sum(lengths), max(lengths, default=0) * len(lengths))
 
@@ -185,8 +187,13 @@ def _run_long(embedder: Embedder, item: Input, request: Request, options: Corpus
     return Finished(((item, embedding),), samples, samples)
 
 
-def _embed(embedder: Embedder, items: list[tuple[Input, Audio]], request: Request) -> list[Embedding | Failure]:
-    """Embed a batch; where the engine fails, its halves, so that only an input that fails alone is lost."""
+def _embed(
+    embedder: Embedder, items: list[tuple[Input, Audio]], pool: Pool, request: Request
+) -> list[Embedding | Failure]:
+    """Embed a batch; where the engine fails, its halves, so that only an input that fails alone is lost.
+
+    Where memory was short, no later batch of the pool is larger than the halves.
+    """
     if not items:
         return []
     try:
@@ -196,15 +203,18 @@ def _embed(embedder: Embedder, items: list[tuple[Input, Audio]], request: Reques
             raise
         if len(items) == 1:
             return [Failure(items[0][0].path, "embed", str(error) or "out of memory")]
+        if isinstance(error, OutOfMemoryError):
+            longest = max(len(audio.samples) for _, audio in items)
+            pool.budget = min(pool.budget, longest * len(items) // 2)
         half = len(items) // 2
-        return _embed(embedder, items[:half], request) + _embed(embedder, items[half:], request)
+        return _embed(embedder, items[:half], pool, request) + _embed(embedder, items[half:], pool, request)
 
 
 @contextlib.contextmanager
 def _workers(embedder: Embedder, jobs: int) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
-    """Decoding threads and the engine's thread. When the consumer stops early, what runs is ended at once."""
+    """Decoding threads and the engine's threads. When the consumer stops early, what runs is ended at once."""
     decoder = ThreadPoolExecutor(jobs, thread_name_prefix="w2v-decode")
-    runner = ThreadPoolExecutor(1, thread_name_prefix="w2v-engine")
+    runner = ThreadPoolExecutor(embedder.engine.runs, thread_name_prefix="w2v-engine")
     try:
         yield decoder, runner
     except BaseException:

@@ -53,6 +53,15 @@ def preload() -> None:
             onnxruntime.preload_dlls()
 
 
+def runtime_library() -> Any | None:
+    """The CUDA runtime that the installed ONNX Runtime is built for, None where it does not load."""
+    major = (build() or "").partition(".")[0]
+    try:
+        return _load(f"libcudart.so.{major}")
+    except OSError:
+        return None
+
+
 def build() -> str | None:
     """The version of CUDA that the installed ONNX Runtime is built for, None for a build without it."""
     from onnxruntime.capi import build_and_package_info

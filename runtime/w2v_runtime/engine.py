@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -51,10 +54,14 @@ class Engine(Protocol):
     """What the runtime asks of an engine. Threads may share it."""
 
     device: str
-    #: Seconds spent inside the engine so far.
-    busy_seconds: float
+    #: Runs that may be in progress at once, so that it never waits for the next.
+    runs: int
     #: Whether :meth:`stop` was called and :meth:`start` not since.
     stopped: bool
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds in which a run was in progress so far."""
 
     def prepare(self, outputs: Sequence[str], graph: Graph = "graph") -> None:
         """Open what computes ``outputs``, so that the first run does not have to.
@@ -69,14 +76,35 @@ class Engine(Protocol):
         Nothing is computed that the outputs do not need. Inputs that they do not need may be given all the same.
 
         Raises:
-            W2VError: the engine failed, or was stopped.
+            OutOfMemoryError: the device's memory does not hold the run.
+        W2VError: the engine failed otherwise, or was stopped.
         """
 
     def stop(self) -> None:
-        """Make a run in progress on another thread, and every later one, fail at once."""
+        """Make every run in progress on other threads, and every later one, fail at once."""
 
     def start(self) -> None:
         """Run again after :meth:`stop`."""
+
+
+class Stopwatch:
+    """Seconds in which at least one of several threads was inside: ``with stopwatch: …``."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock, self._inside, self._start = threading.Lock(), 0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._start = time.perf_counter()
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self.seconds += time.perf_counter() - self._start
 
 
 def open_engine(
@@ -102,8 +130,10 @@ def open_engine(
         engine = OpenVINOEngine(bundle, precision, threads)
     else:
         from w2v_runtime.onnxruntime_engine import OnnxRuntimeEngine
+        from w2v_runtime.several import SeveralEngines
 
-        engine = OnnxRuntimeEngine(bundle, precision, chosen, threads, prepack)
+        engines = [OnnxRuntimeEngine(bundle, precision, one, threads, prepack) for one in chosen.split(",")]
+        engine = engines[0] if len(engines) == 1 else SeveralEngines(engines)
     engine.prepare(outputs)
     return engine
 
@@ -122,6 +152,7 @@ def stored_precision(precision: str) -> str:
 def choose_device(device: str, precision: str) -> str:
     """The device to open, ``cpu``, ``cuda``, ``cuda:N`` or ``openvino``, whose engine is known to be installed.
 
+    Several are of the form ``cuda:0,cuda:1``.
     ``auto`` is CUDA where this build of ONNX Runtime has it, then the processor, with OpenVINO only where ONNX Runtime
     is not installed or does not compute the precision.
 
@@ -132,10 +163,14 @@ def choose_device(device: str, precision: str) -> str:
     possible = PRECISIONS[precision].devices
     if device == AUTO:
         device = next((name for name in possible if _is_here(name)), possible[0])
-    kind, _, index = device.partition(":")
-    numbered = kind == CUDA and index.isdecimal()
-    if kind not in (CPU, CUDA, OPENVINO) or (device != kind and not numbered):
-        raise EngineError(f"device {device!r} is unknown; choose one of: auto, cpu, cuda, cuda:N, openvino.")
+    kind = device.partition(":")[0]
+    numbers = re.fullmatch(r"cuda:\d+(,cuda:\d+)*", device)
+    if kind not in (CPU, CUDA, OPENVINO) or (device != kind and not numbers):
+        raise EngineError(
+            f"device {device!r} is unknown; choose one of: auto, cpu, cuda, cuda:N, cuda:N,cuda:M (several), openvino."
+        )
+    if len(set(parts := re.findall(r"\d+", device))) < len(parts):
+        raise EngineError(f"device {device!r} names a GPU twice.")
     if kind not in possible:
         others = ", ".join(name for name, entry in PRECISIONS.items() if kind in entry.devices)
         raise EngineError(

@@ -88,6 +88,7 @@ class OpenVINOEngine:
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
         self.device = OPENVINO
+        self.runs = 1
         self.busy_seconds = 0.0
         self.stopped = False
 
