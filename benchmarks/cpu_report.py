@@ -215,10 +215,8 @@ def short_cell(seconds: Mapping[str, Sequence[float]], peer: str) -> str:
 OPEN_ON_GPU = [
     "### GPU: not measured yet",
     "",
-    "- 10 s and 1 s of audio in a warm process, fp32, tf32, fp16 and bf16, against transformers and torch.compile",
-    "- utterances a second over a corpus, by the size of the batch",
-    "- one file as a whole process, with the start of CUDA; peak memory of the GPU",
-    "- accuracy of each precision against PyTorch fp32",
+    "`make bench-gpu` compares with transformers and torch.compile on a machine with a GPU. It has not been run on",
+    "one; [benchmarks](benchmarks/README.md#not-measured-yet) lists what it will show.",
 ]
 
 

@@ -55,7 +55,7 @@ def embed(
         str | None, typer.Option(help="mean, std, min, max, or several with commas. [default: mean]")
     ] = None,
     layer: Annotated[str, typer.Option(help="last, a number from 0, several with commas, or all.")] = "last",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or openvino.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, cuda:N,cuda:M or openvino.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="fp32, tf32, fp16, bf16 or int8: what bundle and device offer.")
     ] = "fp32",

@@ -38,7 +38,7 @@ class Embedder:
 
     Args:
         model: a bundle folder, the id of an exported model, or None for the only exported one.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``openvino``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, several as ``cuda:0,cuda:1``, or ``openvino``.
         precision: one that the bundle holds and the device computes: ``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``.
         threads: threads inside the engine; None follows the processors that this process may use.
         windowing: how long audio is cut.
