@@ -109,11 +109,6 @@ def test_a_blocked_convolution_is_the_convolution(kernel, time) -> None:
         torch.testing.assert_close(BlockedPositionalConv(plain)(x, None), expected, rtol=0, atol=2e-6)
 
 
-def weights_of(path: Path) -> dict[str, onnx.TensorProto]:
-    proto = onnx.load(path, load_external_data=False)
-    return {tensor.name: tensor for tensor in proto.graph.initializer}
-
-
 def test_the_file_holds_half_the_bytes_and_standard_operators(bundles) -> None:
     folder = bundles("base") / "onnx"
     half, exact = (onnx.load(folder / f"{name}.onnx", load_external_data=False) for name in ("model_fp16", "model"))
@@ -240,3 +235,13 @@ def test_rounding_is_that_of_float16() -> None:
     assert product.dtype == torch.float16
     torch.testing.assert_close(product, (x.half().float() @ weight.half().float()).half(), rtol=0, atol=0)
     assert overflow.isinf().all()
+
+
+def test_all_precisions_share_a_bundle(tmp_path) -> None:
+    folder = export_bundle(saved(tmp_path, "base"), tmp_path / "bundle", precision=("fp32", "int8", "fp16")).folder
+    values = {
+        precision: Embedder(folder, device="cpu", precision=precision).embed((speech(2.0), RATE), level="frame").values
+        for precision in ("fp32", "int8", "fp16")
+    }
+    assert difference(values["fp16"], values["fp32"])[2] >= FRAMES
+    assert TOLERANCES["int8"]["frames"].min_cosine <= difference(values["int8"], values["fp32"])[2] < FRAMES
