@@ -107,6 +107,10 @@ def test_page_locked_memory_is_asked_of_the_driver_and_usual_where_it_refuses():
         def __init__(self, code: int) -> None:
             self.code = code
 
+        def cudaSetDevice(self, device: int) -> int:  # noqa: N802
+            assert device == 3
+            return 0
+
         def cudaHostAlloc(self, pointer: Any, size: Any, flags: int) -> int:  # noqa: N802
             assert flags == 0
             if self.code == 0:
@@ -114,10 +118,10 @@ def test_page_locked_memory_is_asked_of_the_driver_and_usual_where_it_refuses():
                 pointer._obj.value = ctypes.addressof(held[-1])
             return self.code
 
-    locked = page_locked(Runtime(0))(1000)
+    locked = page_locked(Runtime(0), 3)(1000)
     locked[:] = 7
     assert held[0].raw == b"\x07" * 1000
-    assert page_locked(Runtime(2))(1000).shape == (1000,)
+    assert page_locked(Runtime(2), 3)(1000).shape == (1000,)
 
 
 def test_several_engines_share_the_work(bundle):

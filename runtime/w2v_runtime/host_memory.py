@@ -20,11 +20,12 @@ Allocate = Callable[[int], Bytes]
 _ALIGNMENT: Final = 64
 
 
-def page_locked(cudart: Any) -> Allocate:
+def page_locked(cudart: Any, device: int) -> Allocate:
     """An allocator of memory that GPUs read themselves, several times as fast as memory that may be swapped out.
 
     Args:
         cudart: the CUDA runtime library, loaded.
+        device: the GPU's number, so that no other one is set up for it.
 
     What it allocates is freed with the process: buffers only grow, and few times. Where the driver refuses, the memory
     is of the usual kind.
@@ -32,7 +33,8 @@ def page_locked(cudart: Any) -> Allocate:
 
     def allocate(size: int) -> Bytes:
         pointer = ctypes.c_void_p()
-        if cudart.cudaHostAlloc(ctypes.byref(pointer), ctypes.c_size_t(size), 0) or not pointer.value:
+        refused = cudart.cudaSetDevice(device) or cudart.cudaHostAlloc(ctypes.byref(pointer), ctypes.c_size_t(size), 0)
+        if refused or not pointer.value:
             return pageable(size)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer.value))
 

@@ -95,7 +95,8 @@ class OnnxRuntimeEngine:
         if self.device == CUDA:
             cuda_libraries.preload()
             cudart = cuda_libraries.runtime_library()
-            self._buffers = Buffers(page_locked(cudart) if cudart else pageable)
+            number = int(device.partition(":")[2] or 0)
+            self._buffers = Buffers(page_locked(cudart, number) if cudart else pageable)
         self.stopped = False
         self._busy = Stopwatch()
         self._new_run = onnxruntime.RunOptions
