@@ -209,7 +209,7 @@ def test_short_memory_is_told_from_other_faults(bundle, said, short):
 
 @pytest.fixture
 def recordings(tmp_path) -> list[str]:
-    paths = [tmp_path / f"{i:02}.wav" for i in range(40)]
+    paths = [tmp_path / f"{i:03}.wav" for i in range(150)]
     for i, path in enumerate(paths):
         soundfile.write(path, speech(1.0 + 0.005 * (i % 3)), RATE)
     return [str(path) for path in paths]
@@ -236,9 +236,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_smaller(bundle, 
         np.testing.assert_allclose(result.values, right, atol=1e-5)
     failed = [size for size in sizes if size > 5 * RATE]
     assert max(sizes) > 15 * RATE
-    # 16 s, its halves of 8 s, and those that were ready by then.
-    assert len(failed) <= 3 * (runs + 1)
-    assert max(sizes[-4:]) <= 5 * RATE
+    # 16 s and its halves of 8 s, and those that were running or ready by then.
+    assert len(failed) <= 3 * (runs + 2)
+    assert max(sizes[-20:]) <= 5 * RATE
 
 
 def test_another_fault_leaves_the_batches_as_large_as_they_were(bundle, recordings):
