@@ -24,11 +24,11 @@ import numpy as np
 from corpus import HERE, TINY, bundle, embed, lognormal, make_files
 from machine import summary
 
+from w2v_runtime.run_files import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
+
 FILES = 300
 KILLS = 25
 BATCH_SECONDS = 16
-#: What a killed run may leave behind beside an output that is not finished.
-JOURNAL, VALUES = ".journal.jsonl", ".values"
 
 #: Runs the command, and appends the names of each batch that left the engine to the file named first. Every batch is
 #: held back a little, so that the run is long enough to be hit at many different moments.
@@ -50,7 +50,7 @@ main()
 
 def recorded(output: Path) -> list[str]:
     """The inputs that the journal says are finished, in the order in which they were recorded."""
-    journal = output.with_name(output.name + JOURNAL)
+    journal = hidden(output, JOURNAL_SUFFIX)
     if not journal.exists():
         return []
     return [json.loads(line)["path"] for line in journal.read_bytes().split(b"\n")[1:-1]]
@@ -77,7 +77,7 @@ def measure(work: Path, chance: random.Random) -> dict[str, Any]:
     options = ("--batch-seconds", str(BATCH_SECONDS))
     whole, output, log = work / "whole.npz", work / "killed.npz", work / "batches"
     embed(files, "-m", model, "-o", whole, "--overwrite", *options)
-    for path in (log, output, *(output.with_name(output.name + suffix) for suffix in (JOURNAL, VALUES))):
+    for path in (log, output, *(hidden(output, suffix) for suffix in (JOURNAL_SUFFIX, VALUES_SUFFIX))):
         path.unlink(missing_ok=True)
     command = [sys.executable, "-c", _LOGGED, log, files, "-m", model, "-o", output, "--resume", *options]
     command = list(map(str, command))
@@ -112,7 +112,7 @@ def measure(work: Path, chance: random.Random) -> dict[str, Any]:
         "embedded_twice": sum(count - 1 for count in times.values()),
         "most_times_one_input": max(times.values()),
         "largest_batch": max(map(len, batches)),
-        "left_behind": sorted(path.name for path in work.glob(f"{output.name}*")),
+        "left_behind": sorted(path.name for path in work.iterdir() if output.name in path.name),
     }
 
 

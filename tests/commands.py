@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,12 +21,14 @@ MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\
 MAIN += "from w2v_runtime.cli import main; main()"
 
 
-def start(*arguments: object, before: str = "", **environment: str | None) -> subprocess.Popen[str]:
+def start(
+    *arguments: object, before: str = "", stdin: int = subprocess.DEVNULL, **environment: str | None
+) -> subprocess.Popen[str]:
     """Start the command in a session of its own, after the code ``before``; a variable that is None is not set."""
     variables = os.environ | environment
     return subprocess.Popen(
         [sys.executable, "-c", before + MAIN, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -63,11 +66,19 @@ def write_corpus(folder: Path, count: int, median: float = 0.8) -> Path:
 
 
 def journal_of(output: Path) -> Path:
-    return output.with_name(f"{output.name}.journal.jsonl")
+    return output.with_name(f".{output.name}.w2v-journal")
 
 
 def values_of(output: Path) -> Path:
-    return output.with_name(f"{output.name}.values")
+    return output.with_name(f".{output.name}.w2v-values")
+
+
+def journal_line(line: bytes) -> bytes:
+    """A line of a journal with the checksum that belongs to what it says."""
+    data = json.loads(line)
+    data.pop("crc32", None)
+    text = json.dumps(data, separators=(",", ":")).encode()
+    return text[:-1] + b',"crc32":%d}' % zlib.crc32(text)
 
 
 def recorded(output: Path) -> list[str]:
@@ -93,4 +104,4 @@ def assert_same(output: Path, reference: Path) -> None:
 
 def left_beside(output: Path) -> list[str]:
     """What a run left in the output's folder under names made from the output's."""
-    return sorted(path.name for path in output.parent.glob(f"*{output.name}*"))
+    return sorted(path.name for path in output.parent.iterdir() if output.name in path.name)

@@ -315,6 +315,8 @@ def test_the_summary_counts_as_people_do(bundles, recordings, tmp_path):
     os.utime(recordings / "a.wav", ns=(0, 0))
     changed = run(recordings, "-m", bundles("base"), "-o", output, "--resume")
     assert "4 files were finished already, 1 file embedded, " in changed.stderr
+    fewer = run(recordings / "a.wav", "-m", bundles("base"), "-o", output, "--resume", "--prune")
+    assert fewer.stderr == f"w2v-embed: 1 file was finished already, 4 results dropped → {output}\n"
     one = run(recordings / "a.wav", "-m", bundles("base"), "-o", output, "--resume")
     assert one.stderr == f"w2v-embed: nothing to do: 1 file was finished already → {output}\n"
     (tmp_path / "empty.wav").touch()

@@ -80,7 +80,7 @@ def test_a_fault_of_the_decoder_itself_stops_the_run_and_loses_nothing(bundles, 
     assert values_of(output).exists()
     assert embed(corpus, "-m", bundles("base"), "-o", output, "--resume")[0] == 0
     assert_same(output, uninterrupted)
-    assert left_beside(output) == ["out.npz", "out.npz.journal.jsonl"]
+    assert left_beside(output) == [".out.npz.w2v-journal", "out.npz"]
 
 
 def test_an_input_that_the_memory_cannot_hold_fails_alone(bundles, corpus, uninterrupted, tmp_path):

@@ -91,7 +91,7 @@ def test_a_killed_run_completes_and_repeats_no_more_than_a_batch(bundles, corpus
     assert code == 0, errors
     assert f"{len(before)} files were finished already, {FILES - len(before)} files embedded" in errors
     assert_same(output, uninterrupted)
-    assert left_beside(output) == ["out.npz", "out.npz.journal.jsonl"]
+    assert left_beside(output) == [".out.npz.w2v-journal", "out.npz"]
     batches = [json.loads(line) for line in log.read_text().splitlines()]
     assert len({path for batch in batches for path in batch}) == FILES
     assert sum(map(len, batches)) - FILES <= 5 * max(map(len, batches))
@@ -118,7 +118,7 @@ os.{function} = fatal
     names, values = results(output)
     assert names == ["a.wav", "d.wav", "e.wav", "a.wav", "c.flac"]
     assert np.isfinite(values).all()
-    assert left_beside(output) == ["out.npz", "out.npz.journal.jsonl"]
+    assert left_beside(output) == [".out.npz.w2v-journal", "out.npz"]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_an_interrupt_stops_the_engine_within_seconds(bundles, long_corpus, tmp_
     assert time.monotonic() - sent < 3
     assert (code, errors.splitlines()[-1]) == (130, "w2v-embed: interrupted")
     assert members(process.pid) == []
-    assert left_beside(output) == ["out.npz.journal.jsonl", "out.npz.values"]
+    assert left_beside(output) == [".out.npz.w2v-journal", ".out.npz.w2v-values"]
 
 
 def test_an_interrupt_keeps_what_was_finished(bundles, corpus, uninterrupted, tmp_path):
@@ -201,7 +201,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(bundles, corpus, frames, tm
     assert code == 1, errors
     assert "File too large" in errors
     assert "--resume" in errors
-    assert left_beside(output) == ["out.npz.journal.jsonl", "out.npz.values"]
+    assert left_beside(output) == [".out.npz.w2v-journal", ".out.npz.w2v-values"]
     kept = len(recorded(output))
     assert (kept > FILES / 4) if share < 1 else (kept == FILES)
     code, errors = embed(*arguments, "-o", output, "--resume")

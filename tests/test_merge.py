@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from commands import journal_line
 from w2v_models.errors import OutputError
-from w2v_runtime.journal import Entry, Header, Stamp, read_back, read_entries, write_journal
+from w2v_runtime.inputs import Shard
+from w2v_runtime.journal import UNKNOWN, Entry, Header, Inputs, Stamp, read_entries, write_journal
 from w2v_runtime.merge import Joined, merge
+from w2v_runtime.readback import RUN, FinishedOutput, run_record
 from w2v_runtime.results import Embedding, FrameTimes
 from w2v_runtime.stores import Layout, open_store, output_format, read_metadata, read_values
 
@@ -52,9 +56,15 @@ def write_part(
     layers: int = 1,
     head: str = "utterance",
     edit: Edit = lambda header: header,
+    total: int | None = None,
+    listed: str = "one list",
     **metadata: Any,
 ) -> str:
-    """An output and its journal as a finished run of ``--shard`` leaves them."""
+    """An output and its journal as a finished run of ``--shard`` leaves them.
+
+    Of ``total`` inputs of the list those fail that are not among ``indices``; without, the run says nothing of them, as
+    those of the release before.
+    """
     names = tuple(str(layer) for layer in range(layers)) if layers > 1 else ("last",)
     made = [result(index, level, layers, head) for index in indices]
     described = {
@@ -77,23 +87,28 @@ def write_part(
         metadata=described | metadata,
         head_level=head,  # type: ignore[arg-type]
     )
+    fingerprint = {"model": "tiny", "precision": "fp32", "level": level, "layers": list(names)}
+    header = Header(fingerprint, shard, finished=True)
+    if total is not None:
+        failed = tuple(i for i in range(total) if Shard.of(shard).holds(i) and i not in indices)
+        seen = Inputs(total, hashlib.sha256(listed.encode()).hexdigest())
+        header = dataclasses.replace(header, inputs=seen, failed=failed)
+    layout.metadata[RUN] = run_record(header)
     store = open_store(Path(output), layout, output_format(output))
     for embedding in made:
         store.write(embedding)
     store.commit()
     entries = [Entry.of(e, Stamp(index, 1), index, offset=None) for index, e in zip(indices, made, strict=True)]
-    fingerprint = {"model": "tiny", "precision": "fp32", "level": level, "layers": list(names)}
-    write_journal(journal_of(output), Header(fingerprint, shard, finished=True), entries)
-    header = edit(Header(fingerprint, shard, finished=True))
+    write_journal(journal_of(output), header, entries)
     lines = journal_of(output).read_bytes().split(b"\n", 1)
-    lines[0] = json.dumps(dataclasses.asdict(header)).encode()
+    lines[0] = journal_line(json.dumps(dataclasses.asdict(edit(header))).encode())
     journal_of(output).write_bytes(b"\n".join(lines))
     return output
 
 
 def journal_of(output: str) -> Path:
     path = Path(output)
-    return path.with_name(path.name + ".journal.jsonl")
+    return path.with_name(f".{path.name}.w2v-journal")
 
 
 def three_parts(folder: Path, kind: str = "npz", **options: Any) -> list[str]:
@@ -101,7 +116,10 @@ def three_parts(folder: Path, kind: str = "npz", **options: Any) -> list[str]:
     indices = [index for index in range(10) if index != 4]
     return [
         write_part(
-            name_of(folder, f"part{shard}", kind), f"{shard}/3", [i for i in indices if i % 3 == shard - 1], **options
+            name_of(folder, f"part{shard}", kind),
+            f"{shard}/3",
+            [i for i in indices if i % 3 == shard - 1],
+            **({"total": 10} | options),
         )
         for shard in (2, 3, 1)
     ]
@@ -134,11 +152,12 @@ def test_merged_equals_a_run_without_shards(tmp_path: Path, kind: str, level: st
     parts = three_parts(tmp_path, kind, level=level, layers=layers, head=head)
     (tmp_path / "whole").mkdir()
     indices = [index for index in range(10) if index != 4]
-    whole = write_part(name_of(tmp_path / "whole", "out", kind), "1/1", indices, level, layers, head)
+    whole = write_part(name_of(tmp_path / "whole", "out", kind), "1/1", indices, level, layers, head, total=10)
     (tmp_path / "merged").mkdir()
     merged = name_of(tmp_path / "merged", "out", kind)
     assert join(parts, merged) == Joined(embedded=9, failed=0)
-    for (entry, actual), index in zip(read_back(Path(merged), output_format(merged)), indices, strict=True):
+    results = FinishedOutput.open(Path(merged), output_format(merged)).results()
+    for (entry, actual), index in zip(results, indices, strict=True):
         expected = result(index, level, layers, head)
         assert (entry.index, actual.path, actual.warnings) == (index, expected.path, expected.warnings)
         assert actual.logits.shape == expected.logits.shape
@@ -229,7 +248,7 @@ def changed(**fields: Any) -> Edit:
         ({"shard": "1/3", "indices": [0]}, r"second\.npz and .*first\.npz are both shard 1/3"),
         ({"shard": "2/2"}, r"second\.npz is shard 2/2, but .*first\.npz is shard 1/3"),
         ({"edit": changed(finished=False)}, r"second\.npz is unfinished; .*w2v-embed --shard 2/3 --resume"),
-        ({"edit": changed(format=1)}, r"second\.npz\.journal\.jsonl was written by another release .*--overwrite"),
+        ({"edit": changed(format=1)}, r"\.second\.npz\.w2v-journal was written by another release .*--overwrite"),
         ({"level": "frame"}, r"second\.npz is of another run than .*first\.npz: level is 'frame', not 'utterance'"),
         ({"labels": ["mood", "valence"]}, r"labels is \['mood', 'valence'\], not \['arousal', 'valence'\]"),
     ],
@@ -248,12 +267,97 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, second: dict[s
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_part_without_a_journal_is_refused(tmp_path: Path) -> None:
-    """An output whose journal is gone, or that is no output at all, is named with what it lacks."""
-    part = write_part(name_of(tmp_path, "part", "npz"), "1/1", [0])
-    journal_of(part).unlink()
-    with pytest.raises(OutputError, match=r"part\.npz has no journal beside it \(part\.npz\.journal\.jsonl\)"):
+def test_an_output_of_another_program_is_refused(tmp_path: Path) -> None:
+    """What has neither a journal nor a word of the run that made it is named with what it lacks."""
+    part = str(tmp_path / "part.npz")
+    np.savez(part, embeddings=np.zeros((1, 4)), metadata=np.array("{}"))
+    with pytest.raises(OutputError, match=r"part\.npz has no journal beside it \(\.part\.npz\.w2v-journal\) and does"):
         join([part], str(tmp_path / "out.npz"))
+
+
+def remove(journal: Path) -> None:
+    journal.unlink()
+
+
+def damage_header(journal: Path) -> None:
+    journal.write_bytes(b"\0" + journal.read_bytes()[1:])
+
+
+def damage_line(journal: Path) -> None:
+    """Turn one digit of the second entry into another."""
+    lines = journal.read_bytes().split(b"\n")
+    lines[2] = lines[2].replace(b'"shape":[', b'"shape":[1', 1)
+    journal.write_bytes(b"\n".join(lines))
+
+
+def tear(journal: Path) -> None:
+    journal.write_bytes(journal.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    ("level", "layers", "head"), [("utterance", 2, "utterance"), ("frame", 1, "utterance"), ("frame", 2, "frame")]
+)
+@pytest.mark.parametrize("harm", [remove, damage_header, damage_line, tear])
+def test_a_complete_part_is_joined_without_its_journal(
+    tmp_path: Path, kind: str, level: str, layers: int, head: str, harm: Callable[[Path], None]
+) -> None:
+    """An output tells itself of its inputs and its run: the joined one is that of parts whose journals are whole."""
+    options = {"level": level, "layers": layers, "head": head}
+    (tmp_path / "whole").mkdir()
+    whole, merged = name_of(tmp_path / "whole", "out", kind), name_of(tmp_path, "out", kind)
+    parts = three_parts(tmp_path, kind, **options)
+    join(parts, whole)
+    for part in parts:
+        harm(journal_of(part))
+    assert join(parts, merged) == Joined(embedded=9, failed=0)
+    if kind == "h5":
+        assert read_metadata(Path(merged), "h5") == read_metadata(Path(whole), "h5")
+        mine, theirs = (list(FinishedOutput.open(Path(path), "h5").results()) for path in (merged, whole))
+        assert [actual.values.tobytes() for _, actual in mine] == [expected.values.tobytes() for _, expected in theirs]
+    else:
+        assert content(Path(merged)) == content(Path(whole))
+    unstamped = [dataclasses.replace(entry, stamp=UNKNOWN) for entry in read_entries(journal_of(whole))]
+    assert [dataclasses.replace(entry, stamp=UNKNOWN) for entry in read_entries(journal_of(merged))] == unstamped
+
+
+def test_parts_of_different_lists_are_refused(tmp_path: Path) -> None:
+    """Two machines that saw other files do not add up: nothing is joined, where files would miss or be there twice."""
+    parts = [
+        write_part(name_of(tmp_path, "a", "npz"), "1/2", [0, 2], total=4),
+        write_part(name_of(tmp_path, "b", "npz"), "2/2", [1, 3], total=4, listed="another list"),
+    ]
+    before = set(tmp_path.iterdir())
+    with pytest.raises(OutputError, match=r"b\.npz was made of another list of inputs than .*a\.npz .*--resume"):
+        join(parts, str(tmp_path / "out.npz"))
+    parts[1] = write_part(name_of(tmp_path, "c", "npz"), "2/2", [1, 3], total=5)
+    with pytest.raises(OutputError, match=r"\(5 inputs, \w+…, not 4 inputs, \w+…\)"):
+        join(parts, str(tmp_path / "out.npz"))
+    assert not (tmp_path / "out.npz").exists()
+    assert set(tmp_path.iterdir()) >= before
+
+
+def test_a_part_that_covers_less_than_its_share_is_refused(tmp_path: Path) -> None:
+    """An input that has neither a result nor a failure is missing, and its part is named with what completes it."""
+    parts = [
+        write_part(name_of(tmp_path, "a", "npz"), "1/2", [0, 2], total=4),
+        write_part(name_of(tmp_path, "b", "npz"), "2/2", [1], total=4, edit=changed(failed=())),
+    ]
+    with pytest.raises(OutputError, match=r"b\.npz lacks results: 1 of 2 are there\. .*--shard 2/2 --resume"):
+        join(parts, str(tmp_path / "out.npz"))
+
+
+def test_parts_that_do_not_know_their_list_hold_no_path_twice(tmp_path: Path) -> None:
+    """Of the release before, whose journals say nothing of the list, a path in two parts betrays two lists."""
+    parts = [
+        write_part(name_of(tmp_path, "a", "npz"), "1/2", [0, 2]),
+        write_part(name_of(tmp_path, "b", "npz"), "2/2", [1]),
+    ]
+    lines = [json.loads(line) for line in journal_of(parts[1]).read_bytes().splitlines()]
+    lines[1]["path"] = "in/002.wav"
+    journal_of(parts[1]).write_bytes(b"".join(journal_line(json.dumps(line).encode()) + b"\n" for line in lines))
+    with pytest.raises(OutputError, match=r"in/002\.wav is in .*b\.npz and in .*a\.npz"):
+        join(parts, str(tmp_path / "out.npz"))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -290,11 +394,11 @@ def test_an_existing_output_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert content(tmp_path) == before
     assert join(parts, output, overwrite=True).embedded == 9
     assert [entry.index for entry in read_entries(journal_of(output))] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
-    (tmp_path / "other.npz.values").write_bytes(b"")
+    (tmp_path / ".other.npz.w2v-values").write_bytes(b"")
     with pytest.raises(OutputError, match=r"other\.npz has an unfinished run beside it"):
         join(parts, str(tmp_path / "other.npz"))
     join(parts, str(tmp_path / "other.npz"), overwrite=True)
-    assert not (tmp_path / "other.npz.values").exists()
+    assert not (tmp_path / ".other.npz.w2v-values").exists()
 
 
 def failures_of(output: str) -> Path:
@@ -337,8 +441,39 @@ def test_a_damaged_list_of_failures_is_refused(tmp_path: Path, damage: str) -> N
 def test_a_part_is_never_the_output(tmp_path: Path) -> None:
     """Naming a part as the output is refused even with ``overwrite``."""
     parts = three_parts(tmp_path)
-    with pytest.raises(OutputError, match=r"part1\.npz is one of the parts"):
-        join(parts, f"{tmp_path}/../{tmp_path.name}/part1.npz", overwrite=True)
+    (tmp_path / "link.npz").symlink_to(parts[2])
+    for name in (f"{tmp_path}/../{tmp_path.name}/part1.npz", str(tmp_path / "link.npz")):
+        with pytest.raises(OutputError, match=r"\.npz is one of the parts and the merged output at once"):
+            join(parts, name, overwrite=True)
+
+
+@pytest.mark.parametrize("victim", ["journal", "failures", "metadata"])
+def test_what_stands_beside_a_part_is_never_the_output(tmp_path: Path, victim: str) -> None:
+    """Nor is its journal, its list of failures or its metadata file, whatever name leads there."""
+    parts = three_parts(tmp_path, "csv")
+    failures_of(parts[0]).write_text(failure(4))
+    path = {
+        "journal": journal_of(parts[0]),
+        "failures": failures_of(parts[0]),
+        "metadata": Path(f"{parts[0]}.metadata.json"),
+    }[victim]
+    before = content(tmp_path)
+    (tmp_path / "link.jsonl").symlink_to(path)
+    with pytest.raises(OutputError, match=r"link\.jsonl is a part's .* and the merged output at once"):
+        join(parts, str(tmp_path / "link.jsonl"), overwrite=True)
+    (tmp_path / "link.jsonl").unlink()
+    assert content(tmp_path) == before
+
+
+def test_a_file_of_the_user_beside_the_output_is_not_replaced(tmp_path: Path) -> None:
+    """What bears the name of the list of failures or of the metadata and is none stays, and nothing is joined."""
+    parts = three_parts(tmp_path)
+    for name, output in (("out.npz.failures.jsonl", "out.npz"), ("out.csv.metadata.json", "out.csv")):
+        (tmp_path / name).write_text("a thesis\n")
+        with pytest.raises(OutputError, match=f"{name} is no"):
+            join(parts, str(tmp_path / output))
+        assert (tmp_path / name).read_text() == "a thesis\n"
+        assert not (tmp_path / output).exists()
 
 
 def test_many_parts_in_flat_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from commands import assert_same, embed, journal_of, left_beside, recorded, results, start, values_of, write_corpus
+from commands import (
+    assert_same,
+    embed,
+    journal_line,
+    journal_of,
+    left_beside,
+    recorded,
+    results,
+    start,
+    values_of,
+    write_corpus,
+)
 from conftest import speech
 from w2v_models.bundle import Bundle
 from w2v_models.errors import OutputError
@@ -24,7 +35,8 @@ from w2v_runtime.inputs import list_inputs
 from w2v_runtime.journal import Header, Stamp
 from w2v_runtime.merge import merge
 from w2v_runtime.results import Embedding, Request
-from w2v_runtime.run import RunOptions, check_output, header_of
+from w2v_runtime.run_checks import check_output
+from w2v_runtime.run_options import RunOptions, header_of
 from w2v_runtime.spool import Spool
 
 
@@ -54,7 +66,7 @@ def finished(uninterrupted, tmp_path):
 def killed(bundles, corpus, tmp_path_factory):
     """What a run leaves that was killed before it wrote its output: all inputs are recorded."""
     output = tmp_path_factory.mktemp("killed") / "out.npz"
-    process = start(corpus, "-m", bundles("base"), "-o", output, before=killed_at("w2v_runtime.run._write_output"))
+    process = start(corpus, "-m", bundles("base"), "-o", output, before=killed_at("w2v_runtime.run.open_store"))
     process.communicate(timeout=120)
     assert process.returncode == -9
     assert len(recorded(output)) == 16
@@ -201,7 +213,7 @@ def test_resume_of_a_finished_output_leaves_it_untouched(bundles, corpus, finish
     assert embedded_now(errors) == 0
     after = finished.stat()
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
-    assert left_beside(finished) == ["out.npz", "out.npz.journal.jsonl"]
+    assert left_beside(finished) == [".out.npz.w2v-journal", "out.npz"]
 
 
 def test_resume_does_not_trust_the_journal_of_a_removed_output(bundles, corpus, finished, uninterrupted):
@@ -216,13 +228,12 @@ def test_resume_does_not_trust_the_journal_of_a_removed_output(bundles, corpus, 
 def test_resume_refuses_the_journal_of_another_release(bundles, corpus, finished):
     """Exit 2 with the journal's name and what to do; the output stays."""
     first, rest = journal_of(finished).read_bytes().split(b"\n", 1)
-    header = json.loads(first)
-    del header["format"]
-    journal_of(finished).write_bytes(json.dumps(header).encode() + b"\n" + rest)
+    header = json.loads(first) | {"format": 1}
+    journal_of(finished).write_bytes(journal_line(json.dumps(header).encode()) + b"\n" + rest)
     before = finished.read_bytes()
     code, errors = embed(corpus, "-m", bundles("base"), "-o", finished, "--resume")
     assert code == 2
-    assert "out.npz.journal.jsonl was written by another release" in errors
+    assert ".out.npz.w2v-journal was written by another release" in errors
     assert "--overwrite" in errors
     assert finished.read_bytes() == before
 
@@ -248,7 +259,9 @@ def test_the_record_holds_logits_by_frame_as_numbers(tmp_path, monkeypatch, mapp
     assert values_of(output).stat().st_size == 4008 * 1005 * 4
     for kept in (3, 2):
         spool = Spool(output, header, resume=True)
-        recalled = [spool.recall(position, embedding.path) for position, embedding in enumerate(made)]
+        recalled = [
+            spool.recall(position, embedding.path, Stamp.of(embedding.path)) for position, embedding in enumerate(made)
+        ]
         assert recalled == [True] * kept + [False] * (3 - kept)
         for actual, expected in zip(spool.embeddings(), made, strict=False):
             assert actual.values.tobytes() == expected.values.tobytes()
@@ -310,7 +323,7 @@ def test_a_head_that_answers_frame_by_frame_has_no_columns_for_utterances(bundle
 
 
 def test_resume_redoes_just_what_changed(bundles, corpus, tmp_path):
-    """Another size or another time redoes an input; a new one takes its place in the order; a removed one is gone."""
+    """Another size or time redoes an input, a new one takes its place in the order, and --prune drops a removed one."""
     folder = shutil.copytree(corpus, tmp_path / "corpus")
     arguments = (folder, "-m", bundles("base"), "-o", tmp_path / "out.npz")
     assert embed(*arguments)[0] == 0
@@ -318,9 +331,15 @@ def test_resume_redoes_just_what_changed(bundles, corpus, tmp_path):
     os.utime(folder / "005.wav", ns=(0, 0))
     soundfile.write(folder / "008-new.wav", speech(0.6, seed=91), 16000)
     (folder / "010.wav").unlink()
+    before = (tmp_path / "out.npz").read_bytes()
     code, errors = embed(*arguments, "--resume")
+    assert code == 2
+    assert "results of 16 inputs, of which 1 is no longer listed" in errors
+    assert "010.wav" in errors
+    assert (tmp_path / "out.npz").read_bytes() == before
+    code, errors = embed(*arguments, "--resume", "--prune")
     assert code == 0
-    assert "13 files were finished already, 3 files embedded" in errors
+    assert "13 files were finished already, 1 result dropped, 3 files embedded" in errors
     names, values = results(tmp_path / "out.npz")
     assert names == sorted(path.name for path in folder.iterdir())
     embedder = Embedder(bundles("base"))
@@ -387,7 +406,7 @@ def test_resume_drops_what_is_torn(bundles, corpus, unfinished, uninterrupted, d
     assert code == 0, errors
     assert embedded_now(errors) == lost
     assert_same(unfinished, uninterrupted)
-    assert left_beside(unfinished) == ["out.npz", "out.npz.journal.jsonl"]
+    assert left_beside(unfinished) == [".out.npz.w2v-journal", "out.npz"]
 
 
 def without_graph(bundle: Path, folder: Path) -> Path:

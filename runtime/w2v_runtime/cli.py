@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from w2v_models.bundle import MANIFEST
 from w2v_models.errors import RefusedError
 from w2v_runtime import terminal
 
 if TYPE_CHECKING:
-    from w2v_runtime.run import RunOptions, Summary
+    from w2v_runtime.run_files import Use
+    from w2v_runtime.run_options import RunOptions
+    from w2v_runtime.summary import Summary
 
 NAME: Final = "w2v-embed"
 FINISHED_WITH_FAILURES: Final = 3
@@ -77,6 +80,7 @@ def embed(
     failures: Annotated[
         Path | None, typer.Option(help="Where failed inputs are listed. [default: OUT.failures.jsonl]")
     ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="With --resume: drop results whose inputs are gone.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings about an input become failures.")] = False,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only the I-th of N parts of the inputs.")] = "1/1",
     hash_: Annotated[bool, typer.Option("--hash", help="Resume compares contents, not size and time.")] = False,
@@ -94,7 +98,8 @@ def embed(
         from w2v_runtime.layer_weights import read_weights
         from w2v_runtime.long import Windowing
         from w2v_runtime.results import Request
-        from w2v_runtime.run import RunOptions
+        from w2v_runtime.run_files import Use
+        from w2v_runtime.run_options import RunOptions
         from w2v_runtime.stores import output_format
 
         if not inputs and files_from is None:
@@ -105,6 +110,8 @@ def embed(
             check_list(files_from)
         if resume and overwrite:
             raise RefusedError("--resume and --overwrite exclude each other.")
+        if prune and not resume:
+            raise RefusedError("--prune drops results of an earlier run, so it goes with --resume only.")
         if level == "frame" and pooling is not None:
             raise RefusedError("--pooling makes one vector of all frames, so leave it or --level frame out.")
         options = RunOptions(
@@ -118,9 +125,16 @@ def embed(
             overwrite,
             failures,
             hash_,
+            prune,
         )
         sources = Sources(inputs or [], files_from, null)
-        summary = _run(options, sources, model, device, precision, threads, quiet, quiet or no_progress)
+        reads = [Use(path, "an input") for path in inputs or [] if os.path.isfile(path)]
+        reads += [
+            Use(path, what)
+            for path, what in ((files_from, "the list of inputs"), (layer_weights, "the file of layer weights"))
+            if path not in (None, "-")
+        ]
+        summary = _run(options, sources, reads, model, device, precision, threads, quiet, quiet or no_progress)
         if not quiet:
             for failure in summary.first_failures:
                 terminal.say(NAME, f"failed: {failure.path}: {failure.reason}")
@@ -139,6 +153,7 @@ def _channel(text: str) -> int | None:
 def _run(
     options: RunOptions,
     sources: Sources,
+    reads: list[Use],
     model: str | None,
     device: str,
     precision: str,
@@ -152,13 +167,20 @@ def _run(
     from w2v_runtime.engine import stored_precision
     from w2v_runtime.lock import locked
     from w2v_runtime.progress import shown
-    from w2v_runtime.run import check_output, header_of, run, stream
+    from w2v_runtime.run import run, stream
+    from w2v_runtime.run_checks import check_output, written_files
+    from w2v_runtime.run_files import Use, exists
+    from w2v_runtime.run_options import header_of
     from w2v_runtime.stores import check_output as check_place
 
     bundle = library.find(model)
     bundle.precision(stored_precision(precision))
     request = options.request.resolved(bundle.manifest.architecture.layers)
     options = dataclasses.replace(options, request=request)
+    if options.format != "stdout":
+        check_place(options.output, options.format, overwrite=True)
+    held = [bundle.folder / MANIFEST, *(bundle.folder / record.path for record in bundle.manifest.files)]
+    written = written_files(options, [*reads, *(Use(path, "a file of the model") for path in held)])
     if not quiet:
         terminal.note_random_weights(NAME, bundle.manifest.source)
 
@@ -168,25 +190,30 @@ def _run(
     if options.format == "stdout":
         inputs = sources.begun()
         return stream(open_embedder(), inputs, options)
-    check_place(options.output, options.format, overwrite=True)
     header = header_of(bundle, precision, options)
-    with locked(options.output):
+    with locked(options.output) as lock:
         check_output(options, header)
+        if options.overwrite and exists(options.output) and not sources.once:
+            written.refuse_inputs(sources)
         inputs = sources.begun()
-        embedder = open_embedder()
         with shown(sources, options.shard, hidden=no_progress) as progress:
-            return run(embedder, inputs, options, header, progress)
+            return run(open_embedder, inputs, options, header, written, progress, lock.check)
 
 
 def _summary_line(summary: Summary, options: RunOptions) -> str:
     place = "" if options.format == "stdout" else f" → {options.output}"
     were = "was" if summary.recalled == 1 else "were"
     finished = f"{terminal.count_of(summary.recalled, 'file')} {were} finished already"
-    if not summary.embedded + summary.failed:
+    if not summary.embedded + summary.failed + summary.written:
         empty = f"shard {options.shard.index}/{options.shard.count} holds none of the inputs"
         return f"nothing to do: {finished if summary.recalled else empty}{place}"
     parts = [finished] if summary.recalled else []
-    parts.append(f"{terminal.count_of(summary.embedded, 'file')} embedded")
+    if summary.pruned:
+        parts.append(f"{terminal.count_of(summary.pruned, 'result')} dropped")
+    if summary.damaged:
+        parts.append(f"{terminal.count_of(summary.damaged, 'damaged line')} of the journal skipped")
+    if summary.embedded or not summary.pruned:
+        parts.append(f"{terminal.count_of(summary.embedded, 'file')} embedded")
     if summary.embedded:
         audio, wall = summary.audio_seconds, max(summary.wall_seconds, 1e-9)
         parts.append(f"{_duration(audio)} of audio in {_duration(wall)} ({audio / wall:.1f} × real time)")

@@ -1,44 +1,46 @@
 """``w2v-merge``: the outputs of ``w2v-embed --shard`` runs joined into one, in the order of the inputs.
 
-A part is an output and the journal beside it, whose lines tell where each input stood among the inputs of all parts.
-All parts are read side by side, so memory holds one result of each.
+A part is an output and, beside it, its journal; where that is damaged or gone, the output itself tells where each of
+its inputs stood among the inputs of all parts. All parts are read side by side, so memory holds one result of each.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
-import json
-import os
 import resource
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from w2v_models.errors import OutputError
+from w2v_runtime.failures import check_failures, is_failure
 from w2v_runtime.inputs import Shard
-from w2v_runtime.journal import (
+from w2v_runtime.journal import Entry, Header, drop_earlier, earlier_journal, write_journal
+from w2v_runtime.readback import RUN, FinishedOutput, expected_results, run_record
+from w2v_runtime.results import Embedding, FrameTimes
+from w2v_runtime.run_checks import is_unfinished
+from w2v_runtime.run_files import (
     FAILURES_SUFFIX,
     JOURNAL_SUFFIX,
+    METADATA_SUFFIX,
     VALUES_SUFFIX,
-    Entry,
-    Header,
+    Use,
+    Written,
     beside,
     exists,
-    read_back,
-    read_entries,
-    write_journal,
+    hidden,
 )
-from w2v_runtime.results import Embedding, Failure, FrameTimes
-from w2v_runtime.stores import Layout, OutputFormat, open_store, output_format, read_metadata
+from w2v_runtime.stores import Layout, OutputFormat, check_metadata_file, open_store, output_format
 from w2v_runtime.stores import check_output as check_place
 from w2v_runtime.stores.pending import PendingFile
 
 #: Metadata that follow from what a run computes, so that parts which differ in them do not belong together.
 _OF_THE_LAYOUT: Final = ("dim", "labels", "head_level", "frame_step_seconds", "frame_width_seconds")
-#: Metadata of single inputs; every store writes those that its own inputs have.
-_WARNINGS: Final = "warnings"
+#: Metadata of single inputs and of single runs; every store and every run writes its own.
+_OF_A_PART: Final = ("warnings", "durations", RUN)
 #: Files that a part holds open while it is read, at most.
 _FILES_A_PART: Final = 5
 
@@ -53,11 +55,9 @@ class Joined:
 
 @dataclass(frozen=True)
 class Part:
-    """One finished output of ``w2v-embed``, with what its journal and its metadata say."""
+    """One finished output of ``w2v-embed``, with what its run and its metadata say."""
 
-    path: Path
-    kind: OutputFormat
-    header: Header
+    output: FinishedOutput
     shard: Shard
     metadata: dict[str, Any]
 
@@ -66,30 +66,24 @@ class Part:
         """Open an output as the user typed it.
 
         Raises:
-            OutputError: it has no journal, is unfinished or damaged, or has no known format.
+            OutputError: it is unfinished or damaged, does not tell of its run, or has no known format.
         """
-        path, kind = Path(output), output_format(output)
-        header = Header.read(beside(path, JOURNAL_SUFFIX))
-        if header is None:
-            raise OutputError(
-                f"{path} has no journal beside it ({path.name}{JOURNAL_SUFFIX}); name outputs of w2v-embed --shard."
-            )
-        if not header.finished:
-            raise OutputError(
-                f"{path} is unfinished; continue it first, with w2v-embed --shard {header.shard} --resume."
-            )
-        metadata = read_metadata(path, kind)
-        metadata.pop(_WARNINGS, None)
-        return cls(path, kind, header, Shard.of(header.shard), metadata)
+        finished = FinishedOutput.open(Path(output), output_format(output))
+        metadata = {name: value for name, value in finished.metadata.items() if name not in _OF_A_PART}
+        return cls(finished, Shard.of(finished.header.shard), metadata)
+
+    @property
+    def path(self) -> Path:
+        return self.output.path
+
+    @property
+    def header(self) -> Header:
+        return self.output.header
 
     @property
     def computes(self) -> dict[str, Any]:
         """What all parts of one output have in common."""
         return self.header.fingerprint | {name: self.metadata.get(name) for name in _OF_THE_LAYOUT}
-
-    def entries(self) -> Iterator[Entry]:
-        """The journal's lines, in the output's order."""
-        return read_entries(beside(self.path, JOURNAL_SUFFIX))
 
     def results(self) -> Generator[tuple[Entry, Embedding], None, None]:
         """Each input's journal line and result, in the output's order.
@@ -97,7 +91,7 @@ class Part:
         Raises:
             OutputError: the output does not hold what its journal says.
         """
-        return read_back(self.path, self.kind)
+        yield from self.output.results()
 
     def failures(self) -> Iterator[bytes]:
         """The lines of the list of failed inputs beside the output; none where there is no list.
@@ -108,7 +102,7 @@ class Part:
         path = beside(self.path, FAILURES_SUFFIX)
         with suppress(FileNotFoundError), path.open("rb") as lines:
             for line in lines:
-                if not _is_failure(line):
+                if not is_failure(line):
                     raise OutputError(
                         f"{path} is no list of failures; repeat w2v-embed --shard {self.header.shard} --resume, "
                         "which writes it anew."
@@ -116,47 +110,74 @@ class Part:
                 yield line
 
 
-def merge(outputs: Sequence[str], merged: Path, kind: OutputFormat, overwrite: bool = False) -> Joined:
+def merge(
+    outputs: Sequence[str],
+    merged: Path,
+    kind: OutputFormat,
+    overwrite: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> Joined:
     """Join ``outputs``, all parts of one whole in any order and of any formats.
 
     The lists of failures beside them are joined as well, shard by shard, into the one beside ``merged``; a list that a
-    run wrote elsewhere, with ``--failures``, is not known here.
+    run wrote elsewhere, with ``--failures``, is not known here. ``check`` raises where ``merged`` became another's.
 
     Raises:
-        OutputError: a part is missing, repeated, unfinished, damaged or of another run, or ``merged`` exists.
+        OutputError: a part is missing, repeated, unfinished, damaged or of another run, or ``merged`` exists or is
+            a file of one of them.
         OSError: a part cannot be read or ``merged`` cannot be written; it then does not exist, or is as it was.
     """
     _check_output(outputs, merged, kind, overwrite)
     parts = [Part.open(output) for output in outputs]
     _check_same_run(parts)
     _check_complete(parts)
-    layout = _layout(parts)
+    header = _header(parts)
+    layout = _layout(parts, header)
     _allow_open_files(len(parts))
     with ExitStack() as stack:
         failures = PendingFile(beside(merged, FAILURES_SUFFIX), overwrite=True)
         stack.callback(failures.discard)
         failed = _write_failures(parts, failures)
-        _write_output(parts, layout, merged, kind)
+        _write_output(parts, layout, merged, kind, check)
         # A list of failures is kept only where something failed, and never that of an output that was replaced.
         failures.path.unlink(missing_ok=True)
         if failed:
             failures.commit()
-    entries = heapq.merge(*(part.entries() for part in parts), key=lambda entry: entry.index)
-    write_journal(
-        beside(merged, JOURNAL_SUFFIX), Header(parts[0].header.fingerprint, shard="1/1", finished=True), entries
-    )
-    beside(merged, VALUES_SUFFIX).unlink(missing_ok=True)
+    entries = heapq.merge(*(part.output.entries() for part in parts), key=lambda entry: entry.index)
+    write_journal(hidden(merged, JOURNAL_SUFFIX), header, entries)
+    hidden(merged, VALUES_SUFFIX).unlink(missing_ok=True)
+    drop_earlier(merged)
     return Joined(layout.count, failed)
 
 
 def _check_output(outputs: Sequence[str], merged: Path, kind: OutputFormat, overwrite: bool) -> None:
-    if os.path.realpath(merged) in map(os.path.realpath, outputs):
-        raise OutputError(f"{merged} is one of the parts; name another output.")
+    written = Written(
+        (
+            Use(merged, "the merged output"),
+            Use(beside(merged, FAILURES_SUFFIX), "its list of failures"),
+            Use(beside(merged, METADATA_SUFFIX), "its metadata"),
+            Use(hidden(merged, JOURNAL_SUFFIX), "its journal"),
+        )
+    )
+    for output in outputs:
+        path = Path(output)
+        written.refuse_reads(
+            (
+                Use(path, "one of the parts"),
+                Use(beside(path, FAILURES_SUFFIX), "a part's list of failures"),
+                Use(beside(path, METADATA_SUFFIX), "a part's metadata"),
+                Use(hidden(path, JOURNAL_SUFFIX), "a part's journal"),
+                Use(earlier_journal(path), "a part's journal"),
+            )
+        )
     there = exists(merged)
-    if not overwrite and (there or beside(merged, VALUES_SUFFIX).exists()):
+    if not overwrite and (there or is_unfinished(merged)):
         state = "exists" if there else "has an unfinished run beside it"
         raise OutputError(f"{merged} {state}; replace it with --overwrite, or name another output.")
     check_place(merged, kind, overwrite=True)
+    check_failures(beside(merged, FAILURES_SUFFIX))
+    if kind in ("csv", "jsonl"):
+        check_metadata_file(beside(merged, METADATA_SUFFIX))
 
 
 def _check_same_run(parts: Sequence[Part]) -> None:
@@ -172,6 +193,16 @@ def _check_same_run(parts: Sequence[Part]) -> None:
                 f"{part.path} is of another run than {first.path}: {'; '.join(differences)}. "
                 "Name the parts of one run, made with equal options."
             )
+        mine, theirs = part.header.inputs, first.header.inputs
+        if mine != theirs:
+            raise OutputError(
+                f"{part.path} was made of another list of inputs than {first.path} ({_listed(mine)}, not "
+                f"{_listed(theirs)}). Name the parts of one run, or bring each up to date with w2v-embed --resume."
+            )
+
+
+def _listed(inputs: Any) -> str:
+    return "a list that is not known" if inputs is None else f"{inputs.count} inputs, {inputs.sha256[:12]}…"
 
 
 def _check_complete(parts: Sequence[Part]) -> None:
@@ -191,14 +222,38 @@ def _check_complete(parts: Sequence[Part]) -> None:
         raise OutputError(f"{shards} missing; name the output of every shard.")
 
 
-def _layout(parts: Sequence[Part]) -> Layout:
-    """The layout of the whole; on the way every journal is read through once."""
-    fingerprint, metadata = parts[0].header.fingerprint, _metadata(parts)
+def _header(parts: Sequence[Part]) -> Header:
+    """What a run over all inputs would say of itself."""
+    failed = [part.header.failed for part in parts]
+    known = [index for part in failed if part is not None for index in part]
+    return dataclasses.replace(
+        parts[0].header,
+        shard="1/1",
+        finished=True,
+        failed=None if None in failed else tuple(sorted(known)),
+    )
+
+
+def _layout(parts: Sequence[Part], header: Header) -> Layout:
+    """The layout of the whole; on the way every part's entries are looked at once."""
+    fingerprint, metadata = header.fingerprint, _metadata(parts)
     count = rows = 0
+    seen: dict[str, Path] = {}
     for part in parts:
+        before = count
         for entry in _in_order(part):
             count += 1
             rows += entry.rows
+            if header.inputs is None and (other := seen.setdefault(entry.path, part.path)) != part.path:
+                raise OutputError(
+                    f"{entry.path} is in {part.path} and in {other}, so they were made of different lists of inputs; "
+                    "make them again from one list."
+                )
+        if expected_results(part.header) not in (None, count - before):
+            raise OutputError(
+                f"{part.path} lacks results: {count - before} of {expected_results(part.header)} are there. Complete "
+                f"it first, with w2v-embed --shard {part.header.shard} --resume."
+            )
     return Layout(
         count=count,
         frames=rows if fingerprint["level"] == "frame" else 0,
@@ -207,7 +262,7 @@ def _layout(parts: Sequence[Part]) -> Layout:
         level=fingerprint["level"],
         labels=tuple(metadata["labels"]),
         times=FrameTimes(metadata["frame_step_seconds"], metadata["frame_width_seconds"]),
-        metadata=metadata,
+        metadata=metadata | {RUN: run_record(header)},
         head_level=metadata["head_level"] or "utterance",
     )
 
@@ -226,7 +281,7 @@ def _metadata(parts: Sequence[Part]) -> dict[str, Any]:
 
 def _in_order(part: Part) -> Iterator[Entry]:
     before = -1
-    for entry in part.entries():
+    for entry in part.output.entries():
         if entry.index <= before or not part.shard.holds(entry.index):
             raise OutputError(
                 f"{part.path} was continued with other inputs than it was begun with, so the place of {entry.path} is "
@@ -247,23 +302,18 @@ def _write_failures(parts: Sequence[Part], failures: PendingFile) -> int:
     return count
 
 
-def _is_failure(line: bytes) -> bool:
-    try:
-        Failure(**json.loads(line))
-    except (ValueError, TypeError):
-        return False
-    return line.endswith(b"\n")
-
-
-def _write_output(parts: Sequence[Part], layout: Layout, merged: Path, kind: OutputFormat) -> None:
+def _write_output(
+    parts: Sequence[Part], layout: Layout, merged: Path, kind: OutputFormat, check: Callable[[], None]
+) -> None:
     with ExitStack() as stack:
         store = open_store(merged, layout, kind, overwrite=True)
         stack.callback(store.discard)
         results = [stack.enter_context(closing(part.results())) for part in parts]
         for _, embedding in heapq.merge(*results, key=lambda result: result[0].index):
             store.write(embedding)
+        check()
         # A kill after this leaves an output without a journal, never one beside the journal of what it replaced.
-        beside(merged, JOURNAL_SUFFIX).unlink(missing_ok=True)
+        hidden(merged, JOURNAL_SUFFIX).unlink(missing_ok=True)
         store.commit()
 
 

@@ -37,16 +37,16 @@ def merge(
     with terminal.command(NAME):
         from w2v_models.errors import RefusedError
         from w2v_runtime import merge as merging
-        from w2v_runtime.journal import FAILURES_SUFFIX, beside
         from w2v_runtime.lock import locked
+        from w2v_runtime.run_files import FAILURES_SUFFIX, beside
         from w2v_runtime.stores import output_format
 
         kind = output_format(output)
         if kind == "stdout":
             raise RefusedError("a merged output cannot go to standard output; name a file or folder.")
         path = Path(output)
-        with locked(path):
-            joined = merging.merge(parts, path, kind, overwrite)
+        with locked(path) as lock:
+            joined = merging.merge(parts, path, kind, overwrite, lock.check)
         failed = f", {joined.failed} failed (see {beside(path, FAILURES_SUFFIX)})" if joined.failed else ""
         terminal.say(NAME, f"{joined.embedded} inputs from {len(parts)} parts{failed} → {path}")
     sys.exit(FINISHED_WITH_FAILURES if joined.failed else 0)

@@ -13,7 +13,7 @@ from w2v_models.errors import W2VError
 from w2v_runtime.inputs import Shard
 
 if TYPE_CHECKING:
-    from w2v_runtime.run import Summary
+    from w2v_runtime.summary import Summary
 
 Progress = Callable[["Summary"], None]
 
@@ -49,7 +49,7 @@ def shown(inputs: Iterable[str], shard: Shard, hidden: bool) -> Iterator[Progres
 
         def update(summary: Summary) -> None:
             latest[:] = [summary]
-            bar.update(task, completed=summary.embedded + summary.recalled + summary.failed)
+            bar.update(task, completed=summary.done)
 
         yield update
 

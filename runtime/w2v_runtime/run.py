@@ -3,219 +3,264 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
+import os
 import sys
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from w2v_models.bundle import Bundle
 from w2v_models.errors import OutputError, W2VError
-from w2v_runtime.corpus import CorpusOptions, Finished, Input, embed_inputs, embed_paths
+from w2v_runtime.corpus import Finished, Input, embed_inputs, embed_paths
 from w2v_runtime.embedder import Embedder
-from w2v_runtime.engine import installed_version
 from w2v_runtime.failures import FailureLog
-from w2v_runtime.inputs import ALL, Shard
-from w2v_runtime.journal import FAILURES_SUFFIX, JOURNAL_SUFFIX, VALUES_SUFFIX, Header, Stamp, beside, exists, read_back
-from w2v_runtime.long import DEFAULT_WINDOWING, Windowing
-from w2v_runtime.results import Embedding, Failure, Request
+from w2v_runtime.journal import UNKNOWN, Header, InputList, Stamp, drop_earlier, write_journal
+from w2v_runtime.readback import FinishedOutput
+from w2v_runtime.results import Embedding, Failure
+from w2v_runtime.run_checks import earlier_header
+from w2v_runtime.run_files import JOURNAL_SUFFIX, VALUES_SUFFIX, Written, exists, hidden
+from w2v_runtime.run_options import RunOptions, layout
 from w2v_runtime.spool import Spool
-from w2v_runtime.stores import Layout, OutputFormat, open_store, write_lines
-from w2v_runtime.stores.pending import check_file
+from w2v_runtime.stores import open_store, write_lines
+from w2v_runtime.summary import Summary
 
-STDOUT: Final = "stdout"
 #: Failures whose reasons are shown on the terminal, not only listed in the file.
 _SHOWN_FAILURES: Final = 3
+#: Inputs that are gone, named in a refusal.
+_NAMED_INPUTS: Final = 3
 
-
-@dataclass
-class Summary:
-    """What a run did: files embedded now and by earlier runs, failures, audio and padding in seconds.
-
-    ``warned`` counts the embedded files with warnings; ``running_seconds`` is what is done of a long recording.
-    """
-
-    embedded: int = 0
-    recalled: int = 0
-    failed: int = 0
-    warned: int = 0
-    audio_seconds: float = 0.0
-    running_seconds: float = 0.0
-    samples: int = 0
-    padded_samples: int = 0
-    wall_seconds: float = 0.0
-    engine_seconds: float = 0.0
-    first_failures: list[Failure] = field(default_factory=list)
-
-    @property
-    def padding(self) -> float:
-        """The padding's share of all samples that went through the engine."""
-        return 1 - self.samples / self.padded_samples if self.padded_samples else 0.0
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a run reads, computes and writes."""
-
-    output: Path
-    format: OutputFormat
-    request: Request
-    corpus: CorpusOptions
-    windowing: Windowing = DEFAULT_WINDOWING
-    shard: Shard = ALL
-    resume: bool = False
-    overwrite: bool = False
-    failures: Path | None = None
-    hash: bool = False
-
-    @property
-    def failures_path(self) -> Path | None:
-        """Where failed inputs are listed; None on standard output unless a file was named."""
-        if self.failures is not None or self.format == STDOUT:
-            return self.failures
-        return beside(self.output, FAILURES_SUFFIX)
-
-
-def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
-    """The description that a later ``--resume`` must match."""
-    request = options.request
-    fingerprint = {
-        "model": bundle.manifest.source.model,
-        "bundle": bundle.manifest.sha256,
-        "precision": precision,
-        "level": request.level,
-        "pooling": list(request.pooling) if request.level == "utterance" else [],
-        "layers": list(request.layers),
-        "layer_weights": list(request.layer_weights or []),
-        "channel": "mean" if options.corpus.channel is None else options.corpus.channel,
-        "pad_short": options.corpus.pad_short,
-        "window": options.windowing.window,
-        "context": options.windowing.context,
-    }
-    return Header(fingerprint, f"{options.shard.index}/{options.shard.count}", finished=False)
-
-
-def check_output(options: RunOptions, header: Header) -> None:
-    """Refuse an output that exists, unless it is to be replaced, or continued by an equal run.
-
-    Raises:
-        OutputError: with the choice the user has, or the differences.
-    """
-    journal = beside(options.output, JOURNAL_SUFFIX)
-    unfinished = beside(options.output, VALUES_SUFFIX).exists()
-    there = exists(options.output)
-    if options.failures_path is not None:
-        check_file(options.failures_path, overwrite=True)
-    if options.resume:
-        earlier = Header.read(journal)
-        if earlier is None and there:
-            raise OutputError(f"{options.output} has no journal to resume from; replace it with --overwrite.")
-        if earlier is not None:
-            _refuse_other(options.output, earlier, header)
-    elif not options.overwrite and there:
-        raise OutputError(f"{options.output} exists; continue it with --resume or replace it with --overwrite.")
-    elif not options.overwrite and unfinished:
-        raise OutputError(
-            f"{options.output} has an unfinished run beside it ({journal.name}); "
-            "continue it with --resume or start again with --overwrite."
-        )
-
-
-def _refuse_other(output: Path, earlier: Header, now: Header) -> None:
-    before, after = earlier.fingerprint | {"shard": earlier.shard}, now.fingerprint | {"shard": now.shard}
-    differences = [
-        f"{name} was {before.get(name)!r} and is now {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]
-    if differences:
-        raise OutputError(
-            f"{output} was begun by another run: {'; '.join(differences)}. "
-            "Repeat that run's options, or start again with --overwrite."
-        )
-
-
-def metadata(embedder: Embedder, request: Request, corpus: CorpusOptions) -> dict[str, Any]:
-    """What an output says of itself."""
-    manifest, head = embedder.manifest, embedder.head(request)
-    packages = ("w2v-onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "soundfile", "soxr")
-    return {
-        "model": manifest.source.model,
-        "revision": manifest.source.revision,
-        "bundle": manifest.sha256,
-        "random_weights": manifest.source.random,
-        "layer": list(request.layers),
-        "layer_weights": None if request.layer_weights is None else list(request.layer_weights),
-        "pooling": list(request.pooling) if request.level == "utterance" else None,
-        "level": request.level,
-        "precision": embedder.precision,
-        "device": embedder.engine.device,
-        "channel": "mean" if corpus.channel is None else corpus.channel,
-        "labels": list(head.labels) if head else [],
-        "head_level": head.level if head else None,
-        "frame_step_seconds": embedder.times.step,
-        "frame_width_seconds": embedder.times.width,
-        "packages": {name: version for name in packages if (version := installed_version(name))},
-    }
+OpenEmbedder = Callable[[], Embedder]
+Progress = Callable[[Summary], None]
 
 
 def run(
-    embedder: Embedder,
+    open_embedder: OpenEmbedder,
     inputs: Iterable[str],
     options: RunOptions,
     header: Header,
-    progress: Callable[[Summary], None] = lambda summary: None,
+    written: Written,
+    progress: Progress = lambda summary: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Embed every input that is not finished yet and write the output. The caller holds the output's lock.
 
+    Args:
+        open_embedder: called once it is known that there is something to do.
+        inputs: paths, of all shards.
+        options: as :func:`w2v_runtime.run_checks.check_output` let them pass.
+        header: what the run computes.
+        written: the files that it writes, none of which may be an input.
+        progress: called with the summary whenever it has changed.
+        check: raises W2VError where the output is not this run's any more.
+
     Raises:
+        OutputError: an input is also written, or results would be lost because their inputs are gone.
         W2VError: the output cannot be written; what is finished stays resumable.
     """
-    summary, start, busy = Summary(), time.monotonic(), embedder.engine.busy_seconds
-    try:
-        with contextlib.closing(Spool(options.output, header, options.resume)) as spool:
-            _embed_rest(embedder, inputs, options, header, spool, summary, progress)
-            if not spool.unchanged:
-                _restore(spool, header, options)
-                _write_output(embedder, spool, options)
-            spool.finish(header)
-    except OSError as error:
-        raise W2VError(
-            f"{error.filename or options.output} cannot be written: {error.strerror or error}. "
-            "What is finished is kept: make room and repeat the command with --resume."
-        ) from error
-    summary.wall_seconds = time.monotonic() - start
-    summary.engine_seconds = embedder.engine.busy_seconds - busy
-    return summary
+    return _Run(options, header, written, InputList(inputs), progress, check).go(open_embedder)
 
 
-def _embed_rest(
-    embedder: Embedder,
-    inputs: Iterable[str],
-    options: RunOptions,
-    header: Header,
-    spool: Spool,
-    summary: Summary,
-    progress: Callable[[Summary], None],
-) -> None:
-    """Embed what is not finished. Every batch is brought to the disk, so that a killed run loses no more than one."""
-    stamps: dict[int, Stamp] = {}
-    rest = _unfinished(inputs, options, spool, stamps, summary)
+class _Run:
+    """The state of a run: its inputs as they pass by, and what became of them."""
 
-    def advance(seconds: float) -> None:
-        summary.running_seconds = seconds
+    def __init__(
+        self,
+        options: RunOptions,
+        header: Header,
+        written: Written,
+        inputs: InputList,
+        progress: Progress,
+        check: Callable[[], None],
+    ) -> None:
+        self._options, self._header, self._written, self._inputs = options, header, written, inputs
+        self._progress, self._check = progress, check
+        self._summary = Summary()
+        self._stamps: dict[int, Stamp] = {}
+        self._failed = array("q")
 
-    progress(summary)
-    with (
-        FailureLog(options.failures_path) as failures,
-        contextlib.closing(embed_inputs(embedder, rest, options.request, options.corpus, advance)) as batches,
-    ):
-        for finished in batches:
-            _restore(spool, header, options)
-            _record(finished, spool, stamps, failures, summary)
-            spool.flush()
-            progress(summary)
+    def go(self, open_embedder: OpenEmbedder) -> Summary:
+        start = time.monotonic()
+        resumed = self._take_up() if self._options.resume else None
+        with contextlib.ExitStack() as stack:
+            if resumed is not None:
+                stack.enter_context(contextlib.closing(resumed))
+                todo: Iterable[Input] = self._unfinished(resumed)
+            else:
+                todo = itertools.starmap(Input, self._shard())
+            if todo or resumed is None or not resumed.unchanged:
+                embedder = open_embedder()
+                busy = embedder.engine.busy_seconds
+                if resumed is None:
+                    with self._writing():
+                        spool = stack.enter_context(contextlib.closing(Spool(self._options.output, self._header)))
+                        drop_earlier(self._options.output)
+                else:
+                    spool = resumed
+                self._embed(embedder, todo, spool)
+                self._write_output(embedder, spool)
+                self._summary.engine_seconds = embedder.engine.busy_seconds - busy
+            else:
+                spool = resumed
+            with self._writing():
+                spool.finish(self._finished_header())
+        self._summary.wall_seconds = time.monotonic() - start
+        return self._summary
+
+    def _shard(self) -> Iterator[tuple[int, str]]:
+        """This shard's inputs, numbered from 0."""
+        shard = self._options.shard
+        return enumerate(path for index, path in enumerate(self._inputs) if shard.holds(index))
+
+    def _take_up(self) -> Spool | None:
+        """The record of earlier runs; None where there is none. A damaged journal of a complete output is mended."""
+        output = self._options.output
+        earlier = earlier_header(self._options)
+        if earlier is None or not (exists(output) if earlier.finished else hidden(output, VALUES_SUFFIX).exists()):
+            return None
+        with self._writing():
+            if earlier.finished:
+                finished = FinishedOutput.open(output, self._options.format)
+                if not finished.whole:
+                    self._summary.damaged += sum(entry.stamp is UNKNOWN for entry in finished.entries())
+                    write_journal(hidden(output, JOURNAL_SUFFIX), finished.header, finished.entries())
+            spool = Spool(output, self._header, resume=True)
+        self._summary.damaged += spool.damaged
+        return spool
+
+    def _unfinished(self, spool: Spool) -> list[Input]:
+        """The inputs that no earlier run finished, or that changed since; all are looked at before any is embedded.
+
+        Raises:
+            OutputError: results of inputs that are gone would be lost.
+        """
+        summary, todo = self._summary, []
+        summary.stage = "checking"
+        for position, path in self._shard():
+            if spool.recall(position, path, self._stamp(path)):
+                summary.recalled += 1
+            else:
+                todo.append(Input(position, path))
+            summary.checked += 1
+            self._progress(summary)
+        summary.stage = "embedding"
+        gone = list(spool.gone())
+        if gone and not self._options.prune:
+            named = ", ".join(gone[:_NAMED_INPUTS]) + (", …" if len(gone) > _NAMED_INPUTS else "")
+            are = "is" if len(gone) == 1 else "are"
+            raise OutputError(
+                f"{self._options.output} has results of {spool.earlier} inputs, of which {len(gone)} {are} no longer "
+                f"listed, or no longer there: {named}. Bring them back (is a disk not mounted?), or drop their results "
+                "with --prune."
+            )
+        summary.pruned = len(gone)
+        return todo
+
+    def _stamp(self, path: str) -> Stamp | None:
+        """What an input is known by; None where it is not there.
+
+        Raises:
+            OutputError: it is one of the files that the run writes.
+        """
+        try:
+            status = os.stat(path)
+            stamp = Stamp.of_status(path, status, self._options.hash)
+        except (OSError, ValueError):
+            return None
+        self._written.refuse_read(path, status)
+        return stamp
+
+    def _embed(self, embedder: Embedder, todo: Iterable[Input], spool: Spool) -> None:
+        """Embed inputs. Every batch is brought to the disk, so that a killed run loses no more than one."""
+        options, summary = self._options, self._summary
+
+        def advance(seconds: float) -> None:
+            summary.running_seconds = seconds
+
+        self._progress(summary)
+        with (
+            FailureLog(options.failures_path) as failures,
+            contextlib.closing(
+                embed_inputs(embedder, self._stamped(todo), options.request, options.corpus, advance)
+            ) as batches,
+        ):
+            for finished in batches:
+                self._check()
+                with self._writing():
+                    self._record(finished, spool, failures)
+                self._progress(summary)
+
+    def _stamped(self, inputs: Iterable[Input]) -> Iterator[Input]:
+        """Inputs as they are asked for, each stamped before it is read."""
+        for item in inputs:
+            self._stamps[item.position] = self._stamp(item.path) or Stamp(0, 0)
+            yield item
+
+    def _record(self, finished: Finished, spool: Spool, failures: FailureLog) -> None:
+        summary = self._summary
+        for item, result in finished.results:
+            stamp = self._stamps.pop(item.position)
+            if isinstance(result, Failure):
+                failures.add(result)
+                self._failed.append(spool.index(item.position))
+                summary.failed += 1
+                if len(summary.first_failures) < _SHOWN_FAILURES:
+                    summary.first_failures.append(result)
+            else:
+                self._restore(spool)
+                spool.add(item.position, stamp, result)
+                summary.embedded += 1
+                summary.warned += bool(result.warnings)
+                summary.audio_seconds += result.duration
+        summary.running_seconds = 0.0
+        summary.samples += finished.samples
+        summary.padded_samples += finished.padded_samples
+        spool.flush()
+
+    def _restore(self, spool: Spool) -> None:
+        """Where the output is complete, take its results back into the record, to add to them."""
+        if spool.complete:
+            finished = FinishedOutput.open(self._options.output, self._options.format)
+            spool.restore(self._header, (embedding for _, embedding in finished.results()))
+
+    def _write_output(self, embedder: Embedder, spool: Spool) -> None:
+        """Write the output from the record, in the order of the inputs; it appears under its name when complete."""
+        if spool.unchanged:
+            return
+        options, summary = self._options, self._summary
+        summary.stage = "writing"
+        with self._writing():
+            self._restore(spool)
+            header = self._finished_header()
+            described = layout(embedder, options, header, spool.count, spool.rows)
+            store = open_store(options.output, described, overwrite=True, kind=options.format)
+            try:
+                for embedding in spool.embeddings():
+                    store.write(embedding)
+                    summary.written += 1
+                    self._progress(summary)
+                self._check()
+                store.commit()
+            except BaseException:
+                store.discard()
+                raise
+
+    def _finished_header(self) -> Header:
+        return dataclasses.replace(
+            self._header, finished=True, inputs=self._inputs.seen, failed=tuple(sorted(self._failed))
+        )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A fault of the disk here is one of writing: the run stops, and what is finished stays."""
+        try:
+            yield
+        except OSError as error:
+            raise W2VError(
+                f"{error.filename or self._options.output} cannot be written: {error.strerror or error}. "
+                "What is finished is kept: make room and repeat the command with --resume."
+            ) from error
 
 
 def stream(embedder: Embedder, inputs: Iterable[str], options: RunOptions) -> Summary:
@@ -237,75 +282,6 @@ def stream(embedder: Embedder, inputs: Iterable[str], options: RunOptions) -> Su
                     summary.audio_seconds += result.duration
 
         with contextlib.closing(results):
-            write_lines(sys.stdout, _layout(embedder, options, count=0, rows=0), embedded())
+            write_lines(sys.stdout, layout(embedder, options, None), embedded())
     summary.wall_seconds, summary.engine_seconds = time.monotonic() - start, embedder.engine.busy_seconds
     return summary
-
-
-def _unfinished(
-    inputs: Iterable[str], options: RunOptions, spool: Spool, stamps: dict[int, Stamp], summary: Summary
-) -> Iterator[Input]:
-    """This shard's inputs that are not finished, each with its stamp taken before it is read."""
-    position = 0
-    for index, path in enumerate(inputs):
-        if not options.shard.holds(index):
-            continue
-        if spool.recall(position, path, options.hash):
-            summary.recalled += 1
-        else:
-            stamps[position] = Stamp.of(path, options.hash) or Stamp(0, 0)
-            yield Input(position, path)
-        position += 1
-
-
-def _record(finished: Finished, spool: Spool, stamps: dict[int, Stamp], failures: FailureLog, summary: Summary) -> None:
-    for item, result in finished.results:
-        stamp = stamps.pop(item.position)
-        if isinstance(result, Failure):
-            failures.add(result)
-            summary.failed += 1
-            if len(summary.first_failures) < _SHOWN_FAILURES:
-                summary.first_failures.append(result)
-        else:
-            spool.add(item.position, stamp, result)
-            summary.embedded += 1
-            summary.warned += bool(result.warnings)
-            summary.audio_seconds += result.duration
-    summary.running_seconds = 0.0
-    summary.samples += finished.samples
-    summary.padded_samples += finished.padded_samples
-
-
-def _restore(spool: Spool, header: Header, options: RunOptions) -> None:
-    """Where the output is complete, take its results back into the record, to add to them."""
-    if spool.complete:
-        spool.restore(header, read_back(options.output, options.format))
-
-
-def _write_output(embedder: Embedder, spool: Spool, options: RunOptions) -> None:
-    """Write the output from the record, in the order of the inputs; it appears under its name when complete."""
-    layout = _layout(embedder, options, spool.count, spool.rows)
-    store = open_store(options.output, layout, overwrite=True, kind=options.format)
-    try:
-        for embedding in spool.embeddings():
-            store.write(embedding)
-        store.commit()
-    except BaseException:
-        store.discard()
-        raise
-
-
-def _layout(embedder: Embedder, options: RunOptions, count: int, rows: int) -> Layout:
-    request = options.request
-    head = embedder.head(request)
-    return Layout(
-        count=count,
-        frames=rows if request.level == "frame" else 0,
-        dim=embedder.dimension(request),
-        layers=request.layers,
-        level=request.level,
-        labels=head.labels if head else (),
-        times=embedder.times,
-        metadata=metadata(embedder, request, options.corpus),
-        head_level="frame" if head and head.level == "frame" else "utterance",
-    )

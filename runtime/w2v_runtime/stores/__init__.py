@@ -8,19 +8,25 @@ from w2v_runtime.stores.formats import (
     output_format,
     read_logits,
     read_metadata,
+    read_records,
     read_values,
 )
 from w2v_runtime.stores.jsonl import write_lines
+from w2v_runtime.stores.reading import Record
+from w2v_runtime.stores.text import check_metadata_file
 
 __all__ = [
     "EmbeddingStore",
     "Layout",
     "OutputFormat",
+    "Record",
+    "check_metadata_file",
     "check_output",
     "open_store",
     "output_format",
     "read_logits",
     "read_metadata",
+    "read_records",
     "read_values",
     "write_lines",
 ]

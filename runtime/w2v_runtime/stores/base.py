@@ -145,6 +145,11 @@ class Ledger:
         metadata |= self._layout.metadata
         return metadata | ({"warnings": self.warnings} if self.warnings else {})
 
+    @property
+    def frame_durations(self) -> list[JSON]:
+        """The inputs' durations, for a table of frames, whose rows end with the last frame; else none."""
+        return list(self.durations) if self._layout.level == "frame" else []
+
     def metadata_text(self) -> str:
         """The metadata as JSON, in ASCII so that names of any bytes survive every format."""
         return json.dumps(self.metadata())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from w2v_runtime.stores.base import Layout, Ledger
-from w2v_runtime.stores.reading import Shape, Values, block_rows, cut, vector_shape
+from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, block_rows, cut, vector_shape
 from w2v_runtime.stores.text import TextOutput, shortest
 from w2v_runtime.stores.text import read_metadata as read_metadata
 from w2v_runtime.stores.tree import told_apart
@@ -71,6 +71,17 @@ def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
     return cut(_blocks(path, slice(len(_FIXED), -width)), shapes)
 
 
+def read_records(path: Path) -> Iterator[Record]:
+    """What the table and the metadata beside it say of each input."""
+    metadata = read_metadata(path)
+    width = int(np.prod(vector_shape(metadata)))
+    rows = (
+        (row[0], float(row[1]), float(row[2]), np.array(row[len(_FIXED) : -width], np.float32).tolist())
+        for row in _rows(path)
+    )
+    return Recorder(metadata, metadata.get("warnings", {})).by_rows(rows, metadata.get("durations", ()))
+
+
 def columns(layout: Layout) -> list[str]:
     """The names in the header line."""
     dims = [f"f{i}" for i in range(layout.dim)]
@@ -88,13 +99,21 @@ def _quoted(text: str) -> str:
 
 def _blocks(path: Path, part: slice, vector: Shape = (-1,)) -> Iterator[Values]:
     """A part of each row as numbers, block by block: (rows, *vector)."""
+    rows = _rows(path)
+    for first in rows:
+        block = [first, *itertools.islice(rows, block_rows((len(first),)) - 1)]
+        yield np.array([row[part] for row in block], np.float32).reshape(len(block), *vector)
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    """The rows behind the header, each with as many fields as it."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.reader(_whole_lines(file), strict=True)
         columns = len(next(rows))
-        while block := list(itertools.islice(rows, block_rows((columns,)))):
-            if any(len(row) != columns for row in block):
+        for row in rows:
+            if len(row) != columns:
                 raise ValueError("a row has not as many fields as the header")
-            yield np.array([row[part] for row in block], np.float32).reshape(len(block), *vector)
+            yield row
 
 
 def _whole_lines(file: Iterable[str]) -> Iterator[str]:

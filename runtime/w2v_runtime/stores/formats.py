@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from w2v_runtime.stores.base import EmbeddingStore, Layout, Metadata
-    from w2v_runtime.stores.reading import Reader, Shape, Values
+    from w2v_runtime.stores.reading import Reader, Record, Shape, Values
 
 OutputFormat = Literal["npz", "csv", "jsonl", "parquet", "h5", "npy", "stdout"]
 
@@ -107,6 +107,17 @@ def read_logits(path: Path, kind: OutputFormat, shapes: Iterable[Shape]) -> Iter
     """
     with _damage_named(path):
         yield from _reader(kind).read_logits(path, shapes)
+
+
+def read_records(path: Path, kind: OutputFormat) -> Iterator[Record]:
+    """What a committed output says of each of its inputs, in its order.
+
+    Raises:
+        OutputError: the output is missing or damaged.
+        OSError: it cannot be read.
+    """
+    with _damage_named(path):
+        yield from _reader(kind).read_records(path)
 
 
 def read_metadata(path: Path, kind: OutputFormat) -> Metadata:

@@ -11,14 +11,16 @@ keep their bytes. h5py reads text as bytes, and ``os.fsdecode`` makes paths of t
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import h5py
 import numpy as np
 
 from w2v_runtime.stores.base import Layout, Ledger, Metadata
-from w2v_runtime.stores.reading import Shape, Values, block_rows, check_array, cut, paired
+from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, block_rows, check_array, cut, paired
 from w2v_runtime.stores.tree import mirrored
 
 if TYPE_CHECKING:
@@ -111,6 +113,19 @@ def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
     """The logits of each input, of a head that answers frame by frame."""
     with path.open("rb") as file, h5py.File(file, "r") as output:
         yield from _datasets(output, _LOGITS, shapes)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """What the file says of each input beside its vectors."""
+    metadata = read_metadata(path)
+    recorder = Recorder(metadata, metadata.get("warnings", {}))
+    with path.open("rb") as file, h5py.File(file, "r") as output:
+        durations = output["durations"][:].tolist()
+        rows = (len(output[name]) for name in _names(output["datasets"])) if _FRAMES in output else itertools.repeat(1)
+        columns = metadata["labels"] and metadata["head_level"] != "frame"
+        logits = output[_LOGITS][:].tolist() if columns else itertools.repeat(())
+        for name, duration, frames, numbers in zip(_names(output["paths"]), durations, rows, logits, strict=False):
+            yield recorder.record(os.fsdecode(name), duration, frames, numbers)
 
 
 def read_metadata(path: Path) -> Metadata:

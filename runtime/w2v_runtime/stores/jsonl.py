@@ -10,6 +10,7 @@ bytes again (pandas 3 has no text that can hold such a name).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Final
 import numpy as np
 
 from w2v_runtime.stores.base import JSON, Layout, Ledger
-from w2v_runtime.stores.reading import BLOCK_BYTES, Shape, Values, paired
+from w2v_runtime.stores.reading import BLOCK_BYTES, Record, Recorder, Shape, Values, paired
 from w2v_runtime.stores.text import TextOutput, shortest
 from w2v_runtime.stores.text import read_metadata as read_metadata
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 #: Where a line's vectors and its logits by frame begin; inside a string the quotes would be escaped.
 _VECTORS: Final = re.compile(rb', "embeddings?": (?=\[)')
 _LOGITS: Final = re.compile(rb', "logits": (?=\[)')
+_NUMBERS: Final = re.compile(rb', "(?:embeddings?|logits)": (?=\[)')
 #: Where they end; a bracket inside of them has other brackets or another list after it.
 _END: Final = re.compile(rb'\](?=, "|\}\n)')
 #: Bytes in which any of these may begin at the end of one block, to go on in the next.
@@ -87,6 +89,21 @@ def _read(path: Path, beginning: re.Pattern[bytes], shapes: Iterable[Shape]) -> 
     with path.open("rb") as file:
         for head, shape in paired(_heads(file), shapes):
             yield _read_array(_list_text(file, head, beginning), shape)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """What each line says before its numbers."""
+    recorder = Recorder(read_metadata(path), {})
+    with path.open("rb") as file:
+        for head in _heads(file):
+            block = head
+            while (found := _NUMBERS.search(block)) is None:
+                block += _more(file, block)
+            line = json.loads(block[: found.start()] + b"}")
+            _skip(file, block)
+            logits = line.get("logits", {}).values()
+            record = recorder.record(line["file"], line["duration"], line.get("frames", 1), logits)
+            yield dataclasses.replace(record, warnings=tuple(line.get("warnings", ())))
 
 
 def described(layout: Layout, embedding: Embedding) -> dict[str, JSON]:
@@ -151,6 +168,11 @@ def _list_text(file: IO[bytes], head: bytes, beginning: re.Pattern[bytes]) -> It
         yield block[:-_OVERLAP]
         block = block[-_OVERLAP:] + _more(file, block)
     yield block[: found.start()]
+    _skip(file, block)
+
+
+def _skip(file: IO[bytes], block: bytes) -> None:
+    """Go on to the end of the line whose last block was ``block``."""
     while not block.endswith(b"\n"):
         block = _more(file, block)
 

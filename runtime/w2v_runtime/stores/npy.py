@@ -10,6 +10,7 @@ inputs (:func:`w2v_runtime.stores.tree.mirrored`).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import TYPE_CHECKING, Final
@@ -20,7 +21,7 @@ from w2v_runtime.stores.base import Layout, Ledger, Metadata
 from w2v_runtime.stores.jsonl import described
 from w2v_runtime.stores.npz import read_header, write_header
 from w2v_runtime.stores.pending import ARRAYS, INDEX, METADATA, PendingFolder
-from w2v_runtime.stores.reading import Shape, Values, check_array, paired
+from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, check_array, paired
 from w2v_runtime.stores.tree import mirrored
 
 if TYPE_CHECKING:
@@ -96,6 +97,16 @@ def _read(path: Path, key: str, shapes: Iterable[Shape]) -> Iterator[Values]:
     with (path / INDEX).open("rb") as index:
         for line, shape in paired(index, shapes):
             yield _read_array(path / json.loads(line)[key], shape)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """What the index says of each input."""
+    recorder = Recorder(read_metadata(path), {})
+    with (path / INDEX).open("rb") as index:
+        for line in map(json.loads, index):
+            logits = line.get("logits", {}).values()
+            record = recorder.record(line["file"], line["duration"], line.get("frames", 1), logits)
+            yield dataclasses.replace(record, warnings=tuple(line.get("warnings", ())))
 
 
 def read_metadata(path: Path) -> Metadata:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from w2v_runtime.stores.base import Layout, Ledger, Metadata
-from w2v_runtime.stores.reading import Shape, Values, block_rows, check_array, cut
+from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, block_rows, check_array, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -66,6 +66,19 @@ def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
 def _read(path: Path, name: str, shapes: Iterable[Shape]) -> Iterator[Values]:
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
         yield from cut(_vectors(member), shapes)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """What the arrays beside the vectors say of each input."""
+    metadata = read_metadata(path)
+    recorder = Recorder(metadata, metadata.get("warnings", {}))
+    with np.load(path, allow_pickle=False) as arrays:
+        durations = arrays["durations"]
+        rows = np.diff(arrays["frame_offsets"]) if metadata["level"] == "frame" else np.ones(len(durations), int)
+        columns = metadata["labels"] and metadata["head_level"] != "frame"
+        logits = arrays["logits"] if columns else np.empty((len(durations), 0), np.float32)
+        for path_, *told in zip(_texts(path, "paths"), durations, rows.tolist(), logits.tolist(), strict=True):
+            yield recorder.record(path_, *told)
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -145,6 +158,16 @@ class NpzStore:
 
 def _blocks(strings: Sequence[str]) -> Iterable[Sequence[str]]:
     return (strings[start : start + TEXT_BLOCK] for start in range(0, len(strings), TEXT_BLOCK))
+
+
+def _texts(path: Path, name: str) -> Iterator[str]:
+    """The strings of a member that :meth:`NpzStore._add_text` wrote, block by block."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+        npy_format.read_magic(member)
+        (count,), _, dtype = npy_format.read_array_header_1_0(member)
+        for start in range(0, count, TEXT_BLOCK):
+            taken = min(TEXT_BLOCK, count - start)
+            yield from np.frombuffer(member.read(taken * dtype.itemsize), dtype).tolist()
 
 
 def _vectors(member: IO[bytes]) -> Iterator[Values]:

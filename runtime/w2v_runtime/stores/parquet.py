@@ -3,23 +3,25 @@
 A head that answers frame by frame has its own numbers in each row. A label's column bears its name, with ``~2`` where
 another column has that name already; the labels' columns are all those between ``end`` and ``embedding``.
 ``embedding`` is fixed_size_list<float32> of D; of layers · D for several layers, layer by layer, as ``layers`` and
-``dim`` of the metadata tell. The schema carries the metadata as JSON under ``b"w2v"``; the inputs' warnings, known only
-at the end, stand under ``b"w2v_warnings"`` of the file's own key-value metadata. Text in Parquet must be UTF-8; names
+``dim`` of the metadata tell. The schema carries the metadata as JSON under ``b"w2v"``; what is known only at the end,
+the inputs' warnings by path and at frame level their durations, stands under ``b"w2v_warnings"`` and
+``b"w2v_durations"`` of the file's own key-value metadata. Text in Parquet must be UTF-8; names
 that are not are escaped, see :func:`file_text`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from w2v_runtime.stores.base import Layout, Ledger, Metadata
-from w2v_runtime.stores.reading import BLOCK_BYTES, Shape, Values, block_rows, cut, vector_shape
+from w2v_runtime.stores.reading import BLOCK_BYTES, Record, Recorder, Shape, Values, block_rows, cut, vector_shape
 from w2v_runtime.stores.tree import told_apart
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 METADATA_KEY: Final = "w2v"
 WARNINGS_KEY: Final = "w2v_warnings"
+DURATIONS_KEY: Final = "w2v_durations"
 #: Vectors are held back until they fill a row group of this many bytes.
 ROW_GROUP_BYTES: Final = 32 * 2**20
 
@@ -51,6 +54,11 @@ def file_text(path: str) -> str:
     """
     utf8 = not any("\ud800" <= character <= "\udfff" for character in path)
     return path if utf8 and not path.startswith(_URI) else _URI + quote(path, errors="surrogateescape")
+
+
+def path_of(text: str) -> str:
+    """The path that :func:`file_text` made Parquet text of."""
+    return os.fsdecode(unquote_to_bytes(text.removeprefix(_URI))) if text.startswith(_URI) else text
 
 
 class ParquetStore:
@@ -95,8 +103,8 @@ class ParquetStore:
         self._ledger.check_complete()
         if self._files:
             self._write_row_group()
-        if self._ledger.warnings:
-            self._writer.add_key_value_metadata({WARNINGS_KEY: json.dumps(self._ledger.warnings)})
+        late = {WARNINGS_KEY: self._ledger.warnings, DURATIONS_KEY: self._ledger.frame_durations}
+        self._writer.add_key_value_metadata({key: json.dumps(told) for key, told in late.items() if told})
         self._writer.close()
         self._file.close()
         self._pending.commit()
@@ -124,6 +132,22 @@ def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
 def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
     """The logits of each input, of a head that answers frame by frame."""
     return cut(_logits(path), shapes)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """What the rows and the file's metadata say of each input."""
+    with path.open("rb") as file:
+        schema, told = pq.read_schema(file), pq.read_metadata(file).metadata or {}
+    labels = schema.names[len(_BEFORE_LABELS) : -1]
+    warnings, durations = (json.loads(told.get(key.encode(), b"null")) for key in (WARNINGS_KEY, DURATIONS_KEY))
+    rows = (
+        (path_of(file), start, end, logits)
+        for batch in _batches(path, [*_BEFORE_LABELS, *labels], _MIN_ROWS)
+        for file, start, end, *logits in zip(
+            *(batch.column(name).to_pylist() for name in (*_BEFORE_LABELS, *labels)), strict=True
+        )
+    )
+    return Recorder(_metadata(schema), warnings or {}).by_rows(rows, durations or ())
 
 
 def read_metadata(path: Path) -> Metadata:

@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from w2v_models.errors import OutputError
 
+#: Names of what is not finished, or is being replaced, begin with a dot; they are this program's own.
 TEMPORARY_SUFFIX: Final = ".w2v-tmp"
 REPLACED_SUFFIX: Final = ".w2v-old"
 #: Lists the arrays of a folder output, and so tells one from any other folder.
@@ -79,18 +81,25 @@ class PendingFolder:
         self.temporary.mkdir()
 
     def commit(self) -> None:
-        """Make the temporary folder durable and give it its name."""
+        """Make the temporary folder durable and give it its name.
+
+        Of the folder that it replaces, only the arrays of the earlier output are removed; what came into it since it
+        was looked at stays, set aside.
+        """
         # One sync for all: an fsync each would take hours over millions of small files.
         if hasattr(os, "sync"):
             os.sync()
-        check_folder(self.path, self._overwrite)
         replaced = _sibling(self.path, REPLACED_SUFFIX)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if (stranger := _remove_output(replaced)) is not None:
+            raise OutputError(
+                f"{replaced / stranger} was set aside when an output was replaced; move it to a safe place."
+            )
+        check_folder(self.path, self._overwrite)
         if self.path.is_dir():
             self.path.rename(replaced)
         self.temporary.rename(self.path)
         _sync_folder(self.path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _remove_output(replaced)
 
     def discard(self, *files: _Closable) -> None:
         """Close ``files`` and remove the temporary folder with all in it."""
@@ -144,20 +153,59 @@ def _check_parent(path: Path) -> None:
 
 
 def _stranger(folder: Path) -> str | None:
-    """A file below ``folder`` that no index of an earlier output lists, or None."""
-    known = {METADATA, INDEX}
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError), (folder / INDEX).open("rb") as lines:
-        known.update(record[key] for record in map(json.loads, lines) for key in ARRAYS if key in record)
-    for parent, _, files in os.walk(folder):
-        for file in files:
-            name = Path(parent, file).relative_to(folder).as_posix()
-            if name not in known:
-                return name
+    """What is below ``folder`` and no part of an earlier output, or None. Links are strangers, wherever they lead."""
+    known = _listed(folder)
+    for parent, folders, files in os.walk(folder):
+        for name in files + [name for name in folders if os.path.islink(os.path.join(parent, name))]:
+            path = Path(parent, name)
+            if (inside := path.relative_to(folder).as_posix()) not in known or not _is_file(path):
+                return inside
     return None
 
 
+def _listed(folder: Path) -> set[str]:
+    """The files of an output in a folder, by its index; none where the folder's metadata are not those of an output."""
+    known = {METADATA, INDEX}
+    try:
+        if not is_metadata((folder / METADATA).read_bytes()):
+            return set()
+        with (folder / INDEX).open("rb") as lines:
+            for record in map(json.loads, lines):
+                known.update(record[key] for key in ARRAYS if key in record)
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
+    return {name for name in known if name in (METADATA, INDEX) or name.endswith(".npy")}
+
+
+def _remove_output(folder: Path) -> str | None:
+    """Remove an earlier output and its folder; what is no part of it stays, and the first such is returned."""
+    if not folder.is_dir():
+        return None
+    if (stranger := _stranger(folder)) is not None:
+        return stranger
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(parent, name))
+        with contextlib.suppress(OSError):  # something came into it meanwhile
+            os.rmdir(parent)
+    return None
+
+
+def is_metadata(content: bytes) -> bool:
+    """Whether the content of a ``.json`` file is what an output says of itself."""
+    try:
+        told = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and told.keys() >= {"layers", "dim"}
+
+
+def _is_file(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
 def _sibling(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
+    return path.with_name(f".{path.name}{suffix}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -17,9 +18,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Shape: TypeAlias = tuple[int, ...]
 Values: TypeAlias = npt.NDArray[np.float32]
+#: A row of a table: file, start and end in seconds, the numbers of the head's columns.
+Row: TypeAlias = tuple[str, float, float, Sequence[float]]
 
 #: About as much of an output is in memory at a time; ``w2v-merge`` reads many outputs at once.
 BLOCK_BYTES: Final = 2**20
+
+
+@dataclass(frozen=True)
+class Record:
+    """One input of a finished output as the output itself tells it: all but its vectors and its logits by frame.
+
+    ``shape`` is that of its values, ``logits_shape`` (T, K) that of its logits by frame; ``logits`` (K,) are those of
+    any other head. ``duration`` is in seconds.
+    """
+
+    path: str
+    duration: float
+    shape: Shape
+    logits: tuple[float, ...] | None
+    logits_shape: Shape | None
+    warnings: tuple[str, ...]
 
 
 class Reader(Protocol):
@@ -31,8 +50,53 @@ class Reader(Protocol):
     def read_logits(self, path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
         """The logits (T, K) of each input likewise, of a head that answers frame by frame."""
 
+    def read_records(self, path: Path) -> Iterator[Record]:
+        """What the output says of each input, in its order."""
+
     def read_metadata(self, path: Path) -> Metadata:
         """What the output says of itself."""
+
+
+class Recorder:
+    """Makes the records of an output from what its metadata say of all inputs and a format stores of each."""
+
+    def __init__(self, metadata: Metadata, warnings: Mapping[str, Sequence[str]]) -> None:
+        self._vector = vector_shape(metadata)
+        self._frames: bool = metadata["level"] == "frame"
+        self._labels = len(metadata["labels"])
+        self._by_frame = self._labels > 0 and metadata["head_level"] == "frame"
+        self._warnings = warnings
+
+    def record(self, path: str, duration: float, rows: int, logits: Iterable[float]) -> Record:
+        """The record of an input of so many rows; its logits count only where they are not those of frames."""
+        return Record(
+            path,
+            float(duration),
+            (rows, *self._vector) if self._frames else self._vector,
+            tuple(np.array(list(logits), np.float32).tolist()) if self._labels and not self._by_frame else None,
+            (rows, self._labels) if self._by_frame else None,
+            tuple(self._warnings.get(path, ())),
+        )
+
+    def by_rows(self, rows: Iterable[Row], durations: Sequence[float] = ()) -> Iterator[Record]:
+        """The records of a table, in which an input's rows begin with the one that starts at 0.
+
+        ``durations`` are those of the inputs; an input that has none there lasts until the end of its last row.
+        """
+        number, count = 0, 0
+        last: Row = ("", 0.0, 0.0, ())
+
+        def finished() -> Record:
+            file, _, end, logits = last
+            return self.record(file, durations[number] if number < len(durations) else end, count, logits)
+
+        for row in rows:
+            if count and row[1] == 0:
+                yield finished()
+                number, count = number + 1, 0
+            last, count = row, count + 1
+        if count:
+            yield finished()
 
 
 def vector_shape(metadata: Metadata) -> Shape:

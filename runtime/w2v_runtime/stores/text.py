@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from w2v_runtime.stores.pending import PendingFile
+from w2v_models.errors import OutputError
+from w2v_runtime.stores.pending import PendingFile, check_file, is_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,20 @@ def read_metadata(path: Path) -> Metadata:
     return metadata
 
 
+def check_metadata_file(path: Path) -> None:
+    """Refuse to put an output's metadata where anything else stands than the metadata of an earlier one.
+
+    Raises:
+        OutputError: with the file's name.
+    """
+    check_file(path, overwrite=True)
+    if path.exists() and not is_metadata(path.read_bytes()):
+        raise OutputError(
+            f"{path} is not the metadata of an earlier output, so it is not replaced; move it away, or name another "
+            "--output."
+        )
+
+
 def _sidecar(path: Path) -> Path:
     return Path(f"{path}.metadata.json")
 
@@ -48,6 +63,7 @@ class TextOutput:
 
     def __init__(self, pending: PendingFile) -> None:
         self._pending = pending
+        check_metadata_file(_sidecar(pending.path))
         self._sidecar = PendingFile(_sidecar(pending.path), overwrite=True)
         self.file = io.TextIOWrapper(pending.create(), encoding="utf-8", errors="surrogateescape", newline="")
 
@@ -56,7 +72,8 @@ class TextOutput:
         ledger.check_complete()
         self.file.close()
         with self._sidecar.create() as file:
-            file.write(ledger.metadata_text().encode() + b"\n")
+            durations = {"durations": ledger.frame_durations} if ledger.frame_durations else {}
+            file.write(json.dumps(ledger.metadata() | durations).encode("ascii") + b"\n")
         self._sidecar.commit()
         self._pending.commit()
 
