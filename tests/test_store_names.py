@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 import pytest
 
 from w2v_models.errors import OutputError
 from w2v_runtime.stores import check_output, output_format
-from w2v_runtime.stores.tree import mirrored
+from w2v_runtime.stores.tree import mirrored, told_apart
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FrameType
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,26 @@ if TYPE_CHECKING:
 def test_mirrored_names_stay_inside_and_apart(paths: list[str], expected: list[str]) -> None:
     """Names mirror the tree below the common folder; none leaves it, and none clashes with another name or folder."""
     assert mirrored(paths, ".npy", {"index.jsonl"}) == expected
+
+
+def test_equal_names_are_told_apart_in_as_many_steps() -> None:
+    """A thousand inputs of one name take a few thousand steps, not half a million."""
+    steps = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal steps
+        steps += event == "line" and frame.f_code is told_apart.__code__
+        return count
+
+    names = ["a.wav.npy"] * 1000
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        unique = told_apart(names, (), ".npy")
+    finally:
+        sys.settrace(before)
+    assert unique == ["a.wav.npy", *(f"a.wav~{number}.npy" for number in range(2, 1001))]
+    assert steps < 10_000
 
 
 def test_mirrored_with_working_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

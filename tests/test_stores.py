@@ -20,7 +20,7 @@ import pytest
 
 from w2v_models.errors import OutputError
 from w2v_runtime.results import Embedding, FrameTimes, Level
-from w2v_runtime.stores import EmbeddingStore, Layout, check_output, open_store, output_format, write_lines
+from w2v_runtime.stores import EmbeddingStore, Layout, check_output, open_store, output_format, text, write_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -570,3 +570,21 @@ def test_parquet_holds_one_row_group(tmp_path: Path, tokens: int, monkeypatch: p
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 2**18)
     made, layout = long_audio(3000, tokens)
     assert peak(tmp_path / "out.parquet", made, layout) < made[0].values.nbytes / 8
+
+
+@pytest.mark.parametrize("kind", ["bits", "usual", "round", "powers"])
+def test_numbers_are_written_alike_with_and_without_orjson(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra only saves time: every number has the digits that it has without, exponents included."""
+    pytest.importorskip("orjson")
+    random = np.random.default_rng(3)
+    values = {
+        "bits": random.integers(0, 2**32, 30_000, np.uint32).view(np.float32),
+        "usual": random.standard_normal(30_000, np.float32) * np.float32(0.01),
+        "round": np.round(random.standard_normal(30_000) * 1e3, 2).astype(np.float32),
+        "powers": (10.0 ** random.uniform(-7, 18, 30_000)).astype(np.float32),
+    }[kind]
+    values = values[np.isfinite(values)]
+    fast = text.joined(values, ", ")
+    monkeypatch.setattr(text, "_dumps", None)
+    assert text.joined(values, ", ") == fast
+    assert np.array(fast.split(", "), np.float64).astype(np.float32).tobytes() == values.tobytes()

@@ -253,6 +253,37 @@ def test_a_damaged_line_costs_its_own_input(bundles, recordings, tmp_path, finis
     assert left_beside(output) == [".out.npz.w2v-journal", "out.npz"]
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"offset": []},
+        {"offset": None},
+        {"offset": -4},
+        {"shape": [0]},
+        {"shape": [2**62]},
+        {"shape": "48"},
+        {"path": "\ud800"},
+        {"path": 7},
+        {"stamp": {"size": "1", "mtime_ns": 0, "sha256": None}},
+        {"duration": 1e300},
+        {"logits": ["a"]},
+        {"index": 0.5},
+        {"warnings": [1]},
+        {"other": 1},
+    ],
+)
+def test_an_entry_of_wrong_types_is_redone(bundles, recordings, tmp_path, entry):
+    """Whoever wrote it with a right checksum, it costs its own input alone."""
+    output = tmp_path / "out.npz"
+    arguments = (recordings, "-m", bundles("base"), "-o", output)
+    start(*arguments, before=KILLED).communicate(timeout=120)
+    line = journal_of(output).read_bytes().split(b"\n")[2]
+    altered(output, 2, journal_line(json.dumps(json.loads(line) | entry).encode()))
+    code, errors = embed(*arguments, "--resume")
+    assert code == 0, errors
+    assert "4 files were finished already, 1 damaged line of the journal skipped, 1 file embedded" in errors
+
+
 def test_a_damaged_header_is_known_from_a_complete_output(bundles, recordings, tmp_path):
     """The output tells of its own run; of an unfinished one nothing does, which is said, and nothing is thrown away."""
     output = tmp_path / "out.npz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,14 +37,19 @@ class Shard:
         Raises:
             RefusedError: it is not that, or I is not in 1 … N.
         """
-        index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-            raise RefusedError(f"shard {text!r} is not I/N with I from 1 to N, such as 3/8.")
-        return cls(int(index), int(count))
+        if not is_shard(text):
+            raise RefusedError(f"shard {text!r:.40} is not I/N with I from 1 to N, such as 3/8.")
+        return cls(*map(int, text.split("/")))
 
     def holds(self, position: int) -> bool:
         """Whether the input at ``position`` (from 0) belongs to this part."""
         return position % self.count == self.index - 1
+
+
+def is_shard(text: str) -> bool:
+    """Whether a text is ``I/N`` with I in 1 … N."""
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    return match is not None and 1 <= int(match[1]) <= int(match[2])
 
 
 #: The one shard that holds every input.

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import OutputError
+from w2v_runtime.inputs import is_shard
 from w2v_runtime.results import Embedding
 from w2v_runtime.run_files import EARLIER_SUFFIXES, JOURNAL_SUFFIX, VALUES_SUFFIX, beside, hidden
 
@@ -30,6 +31,8 @@ from w2v_runtime.run_files import EARLIER_SUFFIXES, JOURNAL_SUFFIX, VALUES_SUFFI
 JOURNAL_FORMAT: Final = 3
 _EARLIER_FORMAT: Final = 2
 _CHECKSUM: Final = b',"crc32":'
+#: Counts, sizes and times beyond this are damage: they still fit into 64 bits when a few are added.
+_MAX_NUMBER: Final = 2**61
 _FIRST_BYTES: Final = b'{"fingerprint":'
 _NEW_SUFFIX: Final = ".new"
 #: More of a first line than this is not read: it is no journal's.
@@ -157,18 +160,18 @@ class Entry:
         return entry if entry._is_sound() else None
 
     def _is_sound(self) -> bool:
-        """Whether every field is of its type, whoever wrote the line."""
-        stamp, numbers = self.stamp, (*self.shape, *(self.logits_shape or ()), self.index, self.offset or 0)
+        """Whether every field is of its type and within reach, whoever wrote the line."""
+        stamp, offset = self.stamp, 0 if self.offset is None else self.offset
+        sizes = (*self.shape, *(self.logits_shape or ()))
         return (
-            type(self.path) is str
-            and all(type(number) is int and number >= 0 for number in numbers)
+            _is_path(self.path)
+            and all(type(size) is int and 1 <= size <= _MAX_NUMBER for size in sizes)
+            and all(type(place) is int and 0 <= place <= _MAX_NUMBER for place in (self.index, offset))
             and 1 <= len(self.shape) <= 3
             and (self.logits_shape is None or len(self.logits_shape) == 2)
-            and type(stamp.size) is int
-            and type(stamp.mtime_ns) is int
+            and all(type(n) is int and abs(n) <= _MAX_NUMBER for n in (stamp.size, stamp.mtime_ns))
             and (stamp.sha256 is None or type(stamp.sha256) is str)
-            and type(self.duration) in (int, float)
-            and all(type(logit) in (int, float) for logit in self.logits or ())
+            and all(type(x) in (int, float) and abs(x) <= _MAX_NUMBER for x in (self.duration, *(self.logits or ())))
             and all(type(warning) is str for warning in self.warnings)
         )
 
@@ -237,7 +240,8 @@ class Header:
             )
         try:
             inputs, failed = data.pop("inputs", None), data.pop("failed", None)
-            header = cls(inputs=inputs and Inputs(**inputs), failed=_tuple(failed), **data)
+            inputs = None if inputs is None else Inputs(**inputs)
+            header = cls(inputs=inputs, failed=_tuple(failed), **data)
         except TypeError:
             header = None
         if header is None or not header._is_sound():
@@ -245,13 +249,15 @@ class Header:
         return header
 
     def _is_sound(self) -> bool:
-        inputs = self.inputs
+        inputs = Inputs(0, "") if self.inputs is None else self.inputs
+        counts = (inputs.count, *(self.failed or ()))
         return (
             type(self.fingerprint) is dict
             and type(self.shard) is str
+            and is_shard(self.shard)
             and type(self.finished) is bool
-            and (inputs is None or (type(inputs.count) is int and type(inputs.sha256) is str))
-            and all(type(index) is int and index >= 0 for index in self.failed or ())
+            and type(inputs.sha256) is str
+            and all(type(count) is int and 0 <= count <= _MAX_NUMBER for count in counts)
         )
 
     @property
@@ -353,6 +359,13 @@ def _is_torn(line: bytes) -> bool:
     """Whether a first line was never written to its end: it has none, or holds nothing but the zeros of a lost one."""
     start = _FIRST_BYTES[: len(line)]
     return not line.endswith(b"\n") and (not line.strip(b"\0") or line.startswith(start))
+
+
+def _is_path(path: Any) -> bool:
+    try:
+        return bool(os.fsencode(path)) and type(path) is str
+    except (TypeError, UnicodeEncodeError):
+        return False
 
 
 def _tuple(items: Any) -> tuple[Any, ...] | None:

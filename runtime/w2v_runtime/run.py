@@ -23,7 +23,7 @@ from w2v_runtime.run_checks import earlier_header
 from w2v_runtime.run_files import JOURNAL_SUFFIX, VALUES_SUFFIX, Written, exists, hidden
 from w2v_runtime.run_options import RunOptions, layout
 from w2v_runtime.spool import Spool
-from w2v_runtime.stores import open_store, write_lines
+from w2v_runtime.stores import EmbeddingStore, open_store, write_lines
 from w2v_runtime.summary import Summary
 
 #: Failures whose reasons are shown on the terminal, not only listed in the file.
@@ -237,7 +237,7 @@ class _Run:
             store = open_store(options.output, described, overwrite=True, kind=options.format)
             try:
                 for embedding in spool.embeddings():
-                    store.write(embedding)
+                    _write(store, embedding, spool)
                     summary.written += 1
                     self._progress(summary)
                 self._check()
@@ -261,6 +261,14 @@ class _Run:
                 f"{error.filename or self._options.output} cannot be written: {error.strerror or error}. "
                 "What is finished is kept: make room and repeat the command with --resume."
             ) from error
+
+
+def _write(store: EmbeddingStore, embedding: Embedding, spool: Spool) -> None:
+    """Write a result; one that does not fit was damaged where its record bears no checksum."""
+    try:
+        store.write(embedding)
+    except ValueError as error:
+        raise OutputError(f"{spool.journal_path} is damaged ({error}); start again with --overwrite.") from error
 
 
 def stream(embedder: Embedder, inputs: Iterable[str], options: RunOptions) -> Summary:

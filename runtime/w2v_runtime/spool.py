@@ -63,7 +63,11 @@ class Spool:
         if before is not None:
             self._values = _open(self.values_path, keep=not self.complete)
             self._journal = _open(self.journal_path, keep=True)
-            self._load(before.checksums)
+            try:
+                self._load(before.checksums)
+            except BaseException:
+                self.close()
+                raise
         else:
             # The journal comes first, so that values without one are never a run's.
             self._journal = _open(self.journal_path, keep=False)

@@ -5,9 +5,11 @@ Each takes ``random`` and a content and returns another; the worker mixes them w
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
+import zlib
 from itertools import pairwise
 from random import Random
 from typing import Any, Final
@@ -158,6 +160,35 @@ def bundle(random: Random, content: bytes) -> bytes:
     return random.choice((targets.MANIFEST_KIND, targets.GRAPH_KIND)) + content
 
 
+def journal(random: Random, content: bytes) -> bytes:
+    """A change of one line of a journal, or of the order of lines; checksums are mostly put right."""
+    lines = content.split(b"\n")
+    line = random.randrange(len(lines))
+    match random.randrange(8):
+        case 0:
+            del lines[line]
+        case 1:
+            lines.insert(random.randrange(len(lines) + 1), lines[line])
+        case 2:
+            lines[line] = bytes(_changed_bytes(random, lines[line]))
+        case _:
+            with contextlib.suppress(RecursionError):
+                lines[line] = _change_json(random, lines[line])
+            if random.random() < _REPAIRED and b'"crc32"' in lines[line]:
+                lines[line] = _repair_line(lines[line])
+    return b"\n".join(lines)
+
+
+def _repair_line(line: bytes) -> bytes:
+    """A line of a journal with the checksum of what it says."""
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        data = json.loads(line)
+        data.pop("crc32", None)
+        text = json.dumps(data, separators=(",", ":")).encode()
+        return text[:-1] + b',"crc32":%d}' % zlib.crc32(text)
+    return line
+
+
 def _change_json(random: Random, content: bytes) -> bytes:
     """Replace, remove, repeat, rename or nest a value anywhere in a manifest."""
     try:
@@ -263,4 +294,4 @@ def _varint(number: int) -> bytes:
     return bytes([*encoded, number])
 
 
-MUTATORS: Final = {"audio": audio, "bundle": bundle}
+MUTATORS: Final = {"audio": audio, "bundle": bundle, "journal": journal}

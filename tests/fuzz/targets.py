@@ -5,6 +5,7 @@ Whatever else is wrong with an input is an ``AudioError`` or a ``BundleError``, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,13 +20,19 @@ from typing import Final
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from journal_seeds import MADE, VALUES, write_output
 
 from w2v_models.bundle import MANIFEST, Bundle
-from w2v_models.errors import AudioError, BundleError, W2VError
+from w2v_models.errors import AudioError, BundleError, OutputError, W2VError
 from w2v_models.manifest import Manifest
 from w2v_runtime.audio import MAX_DECLARED_SECONDS, declared_seconds, open_audio, read_audio
+from w2v_runtime.journal import Header, Stamp
 from w2v_runtime.onnx_file import OnnxFile, check_graph
 from w2v_runtime.onnx_format import Tensor
+from w2v_runtime.readback import FinishedOutput
+from w2v_runtime.results import Embedding
+from w2v_runtime.run_files import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
+from w2v_runtime.spool import Spool
 
 RATE: Final = 16_000
 #: A FLAC frame of silence holds 65 535 frames in about a dozen bytes; no other format comes near.
@@ -212,4 +219,35 @@ def _expect(condition: bool, what: str) -> None:
         raise BrokenPromiseError(what)
 
 
-TARGETS: Final[dict[str, Callable[[bytes, Path], None]]] = {"audio": audio, "bundle": bundle}
+def journal(content: bytes, folder: Path) -> None:
+    """Go on from, and read back by, a journal of any bytes: what it rightly tells, or ``OutputError``."""
+    output = folder / "out.npz"
+    if not output.exists():
+        write_output(output)
+    hidden(output, JOURNAL_SUFFIX).write_bytes(content)
+    hidden(output, VALUES_SUFFIX).write_bytes(VALUES)
+    made = {embedding.path: embedding for embedding in MADE}
+    with _bounded():
+        with _only(OutputError):
+            for _, embedding in FinishedOutput.open(output, "npz").results():
+                _expect(embedding.values.shape == (4,), f"values of {embedding.values.shape}")
+        with _only(OutputError):
+            header = Header.read(hidden(output, JOURNAL_SUFFIX))
+            if header is not None:
+                _go_on(output, header, made)
+
+
+def _go_on(output: Path, header: Header, made: dict[str, Embedding]) -> None:
+    """What a record yields was written into it, number for number, unless whoever changed it made its checksum anew."""
+    with contextlib.closing(Spool(output, header, resume=True)) as spool:
+        for position, path in enumerate(made):
+            spool.recall(position, path, Stamp(1000 + position, 10**18))
+        _expect(all(map(os.fsencode, spool.gone())), "an input without a name is gone")
+        _expect(spool.unchanged in (True, False) and spool.count <= len(made), f"{spool.count} inputs recalled")
+        if not spool.complete:
+            for embedding in spool.embeddings():
+                _expect(embedding.path in made, f"{embedding.path!r} was never asked for")
+                _expect(embedding.values.nbytes <= len(VALUES), f"values of {embedding.values.shape}")
+
+
+TARGETS: Final[dict[str, Callable[[bytes, Path], None]]] = {"audio": audio, "bundle": bundle, "journal": journal}

@@ -17,7 +17,7 @@ import numpy as np
 
 from w2v_runtime.stores.base import Layout, Ledger
 from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, block_rows, cut, vector_shape
-from w2v_runtime.stores.text import TextOutput, shortest
+from w2v_runtime.stores.text import TextOutput, joined, shortest
 from w2v_runtime.stores.text import read_metadata as read_metadata
 from w2v_runtime.stores.tree import told_apart
 
@@ -47,7 +47,7 @@ class CsvStore:
         file = _quoted(embedding.path)
         logits = self._layout.logits_of(embedding)
         for row, labelled, start, end in zip(rows, logits, starts.tolist(), ends.tolist(), strict=True):
-            fields = (file, str(start), str(end), *shortest(labelled), *shortest(row.ravel()))
+            fields = (file, str(start), str(end), *shortest(labelled), joined(row.ravel(), ","))
             self._output.file.write(",".join(fields) + "\n")
         self._ledger.add(embedding, len(rows))
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from w2v_runtime.stores.base import JSON, Layout, Ledger
 from w2v_runtime.stores.reading import BLOCK_BYTES, Record, Recorder, Shape, Values, paired
-from w2v_runtime.stores.text import TextOutput, shortest
+from w2v_runtime.stores.text import TextOutput, joined, shortest
 from w2v_runtime.stores.text import read_metadata as read_metadata
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _write_line(file: IO[str], layout: Layout, embedding: Embedding) -> int:
 def _write_array(file: IO[str], values: npt.NDArray[np.float32]) -> None:
     """Write nested lists piece by piece: the text of hours of frames would be many times their size."""
     if values.ndim == 1:
-        file.write("[" + ", ".join(shortest(values)) + "]")
+        file.write("[" + joined(values, ", ") + "]")
         return
     for position, part in enumerate(values):
         file.write(", " if position else "[")

@@ -120,7 +120,10 @@ def cut(blocks: Iterable[Values], shapes: Iterable[Shape]) -> Iterator[Values]:
     block = np.empty(0, np.float32)
     vector: Shape = ()
     for shape in shapes:
-        values = np.empty(shape, np.float32)
+        try:
+            values = np.empty(shape, np.float32)
+        except (MemoryError, ValueError):
+            raise ValueError(f"an input of {shape} does not fit into memory") from None
         flat, filled = values.reshape(-1), 0
         while filled < flat.size:
             if not block.size:

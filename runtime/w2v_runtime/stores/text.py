@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from w2v_models.errors import OutputError
 from w2v_runtime.stores.pending import PendingFile, check_file, is_metadata
 
+try:
+    import orjson
+
+    _dumps: Callable[[Any], bytes] | None = partial(orjson.dumps, option=orjson.OPT_SERIALIZE_NUMPY)
+except ImportError:
+    _dumps = None
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
     from w2v_runtime.stores.base import Ledger, Metadata
 
+#: Magnitudes from here on, and below there, Python writes without exponents.
+_SMALLEST, _LARGEST = np.float32(1e-4), np.float32(1e16)
 #: The one magnitude of all float32 whose shortest decimal gives its neighbour when it is rounded to a double first, as
 #: most readers do.
 _ROUNDED_TWICE: Final = np.uint32(0x15AE43FD).view(np.float32)
@@ -29,6 +39,30 @@ def shortest(values: npt.NDArray[np.float32]) -> Iterator[str]:
     if (np.abs(values) == _ROUNDED_TWICE).any():
         return (str(float(value) if abs(value) == _ROUNDED_TWICE else value) for value in values)
     return map(str, values)
+
+
+def joined(values: npt.NDArray[np.float32], separator: str) -> str:
+    """The numbers of (n,), as :func:`shortest` writes them, with ``separator`` between them.
+
+    With orjson (the extra ``text``) in a tenth of the time; its text differs only in how exponents look, so numbers
+    that have one are written here.
+    """
+    if _dumps is None:
+        return separator.join(shortest(values))
+    magnitudes = np.abs(values)
+    exponents = np.flatnonzero((magnitudes < _SMALLEST) & (magnitudes != 0) | (magnitudes >= _LARGEST))
+    words, begin = [], 0
+    for position, word in zip(exponents.tolist(), shortest(values[exponents]), strict=True):
+        words += [*_plain(values[begin:position], separator), word]
+        begin = position + 1
+    return separator.join([*words, *_plain(values[begin:], separator)])
+
+
+def _plain(values: npt.NDArray[np.float32], separator: str) -> list[str]:
+    """The text of numbers without exponents, none for no number."""
+    if not len(values) or _dumps is None:
+        return []
+    return [_dumps(np.ascontiguousarray(values))[1:-1].decode("ascii").replace(",", separator)]
 
 
 def read_metadata(path: Path) -> Metadata:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,8 +20,10 @@ def mirrored(paths: Sequence[str], suffix: str = "", reserved: Collection[str] =
     leaves the root. No two names are equal and none is another's folder: the later of two that would clash, such as
     the same file given twice, gets ``~2``. Top folders never bear a ``reserved`` name.
     """
-    names = [_name(path, suffix, reserved) for path in _below_common_folder(paths)]
-    return told_apart(names, {folder for name in names for folder in _folders(name)}, suffix)
+    places = [os.path.split(path) for path in paths]
+    folders = _folders_below_root({folder for folder, _ in places}, reserved)
+    names = (folders[folder] + _shortened(file) + suffix for folder, file in places)
+    return told_apart(names, {folder for name in folders.values() for folder in _with_parents(name)}, suffix)
 
 
 def told_apart(names: Iterable[str], taken: Iterable[str], suffix: str = "") -> list[str]:
@@ -31,29 +32,32 @@ def told_apart(names: Iterable[str], taken: Iterable[str], suffix: str = "") -> 
     A name stays as it is unless it is taken or stood earlier; then ``~2`` is added before its ``suffix``, or ``~3``.
     """
     used, unique = set(taken), []
+    numbers: dict[str, int] = {}  # the last one tried of each name: none is tried twice
     for name in names:
-        stem, number, free = name.removesuffix(suffix), 1, name
+        free = name
         while free in used:
-            number += 1
-            free = f"{stem}~{number}{suffix}"
+            numbers[name] = number = numbers.get(name, 1) + 1
+            free = f"{name.removesuffix(suffix)}~{number}{suffix}"
         used.add(free)
         unique.append(free)
     return unique
 
 
-def _below_common_folder(paths: Sequence[str]) -> list[PurePath]:
-    plain = [PurePath(os.path.normpath(path)) for path in paths]
-    if not any(path.is_absolute() or path.parts[0] == os.pardir for path in plain):
-        return plain
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    return [PurePath(os.path.relpath(path, root)) for path in paths]
+def _folders_below_root(folders: Iterable[str], reserved: Collection[str]) -> dict[str, str]:
+    """For each folder its name below the root, with a slash at the end; the root itself has none."""
+    plain = {folder: os.path.normpath(folder) for folder in folders}
+    if any(os.path.isabs(path) or path.split(os.sep)[0] == os.pardir for path in plain.values()):
+        absolute = {folder: os.path.abspath(folder) for folder in plain}
+        root = os.path.commonpath(absolute.values())
+        plain = {folder: os.path.relpath(path, root) for folder, path in absolute.items()}
+    return {folder: _folder_name(path, reserved) for folder, path in plain.items()}
 
 
-def _name(path: PurePath, suffix: str, reserved: Collection[str]) -> str:
-    *folders, file = map(_shortened, path.parts)
-    if folders and folders[0] in reserved:
-        folders[0] += "~"
-    return "/".join([*folders, file + suffix])
+def _folder_name(path: str, reserved: Collection[str]) -> str:
+    if path == os.curdir:
+        return ""
+    first, *rest = map(_shortened, path.split(os.sep))
+    return "/".join([f"{first}~" if first in reserved else first, *rest, ""])
 
 
 def _shortened(part: str) -> str:
@@ -65,6 +69,7 @@ def _shortened(part: str) -> str:
     return data[: MAX_NAME_BYTES - len(digest) - 1].decode(errors="ignore") + "~" + digest
 
 
-def _folders(name: str) -> list[str]:
-    parts = name.split("/")
-    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+def _with_parents(folder: str) -> list[str]:
+    """``a/b/`` gives ``a`` and ``a/b``."""
+    parts = folder.split("/")[:-1]
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
