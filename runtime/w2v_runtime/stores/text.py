@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from w2v_runtime.stores.base import Ledger, Metadata
 
-#: Magnitudes from here on, and below there, Python writes without exponents.
-_SMALLEST, _LARGEST = np.float32(1e-4), np.float32(1e16)
+#: Numbers of these magnitudes numpy writes without an exponent, as orjson does.
+_SMALLEST, _LARGEST = np.float32(1e-4), np.float32(1e6)
 #: The one magnitude of all float32 whose shortest decimal gives its neighbour when it is rounded to a double first, as
 #: most readers do.
 _ROUNDED_TWICE: Final = np.uint32(0x15AE43FD).view(np.float32)
