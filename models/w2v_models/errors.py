@@ -42,5 +42,9 @@ class OutOfMemoryError(W2VError):
     """The device's memory does not hold a run; a smaller batch may fit."""
 
 
+class StorageError(W2VError):
+    """A disk is full or fails while it is written; what was finished before is kept."""
+
+
 class AudioError(W2VError, ValueError):
     """One input cannot be read as audio; others can."""

@@ -35,7 +35,7 @@ def merge(
 ) -> None:
     """Join the outputs of w2v-embed --shard runs into one, in the order of the inputs."""
     with terminal.command(NAME):
-        from w2v_models.errors import RefusedError
+        from w2v_models.errors import RefusedError, StorageError
         from w2v_runtime import merge as merging
         from w2v_runtime.lock import locked
         from w2v_runtime.run_files import FAILURES_SUFFIX, beside
@@ -46,7 +46,11 @@ def merge(
             raise RefusedError("a merged output cannot go to standard output; name a file or folder.")
         path = Path(output)
         with locked(path) as lock:
-            joined = merging.merge(parts, path, kind, overwrite, lock.check)
+            try:
+                joined = merging.merge(parts, path, kind, overwrite, lock.check)
+            except OSError as error:
+                where = error.filename or f"while writing {path}"
+                raise StorageError(f"{where}: {error.strerror or error}. The parts are as they were.") from error
         failed = f", {joined.failed} failed (see {beside(path, FAILURES_SUFFIX)})" if joined.failed else ""
         terminal.say(NAME, f"{joined.embedded} inputs from {len(parts)} parts{failed} → {path}")
     sys.exit(FINISHED_WITH_FAILURES if joined.failed else 0)

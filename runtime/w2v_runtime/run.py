@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from w2v_models.errors import OutputError, W2VError
+from w2v_models.errors import OutputError, StorageError
 from w2v_runtime.corpus import Finished, Input, embed_inputs, embed_paths
 from w2v_runtime.embedder import Embedder
 from w2v_runtime.failures import FailureLog
@@ -57,7 +57,7 @@ def run(
 
     Raises:
         OutputError: an input is also written, or results would be lost because their inputs are gone.
-        W2VError: the output cannot be written; what is finished stays resumable.
+        StorageError: the output cannot be written; what is finished stays resumable.
     """
     return _Run(options, header, written, InputList(inputs), progress, check).go(open_embedder)
 
@@ -257,7 +257,7 @@ class _Run:
         try:
             yield
         except OSError as error:
-            raise W2VError(
+            raise StorageError(
                 f"{error.filename or self._options.output} cannot be written: {error.strerror or error}. "
                 "What is finished is kept: make room and repeat the command with --resume."
             ) from error
