@@ -54,4 +54,4 @@ def merge(
 
 def main() -> None:
     """The console script."""
-    app(prog_name=NAME)
+    terminal.run(app, NAME)
