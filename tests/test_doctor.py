@@ -271,7 +271,8 @@ def test_bundles_are_opened(monkeypatch, tmp_path, bundles):
     assert good.detail.endswith(": fp32")
     assert broken.state == "problem"
     assert f"{home}/my broken/manifest.json is not a valid manifest" in broken.detail
-    assert broken.fix == f"w2v-export --model ID --output '{home}/my broken' --overwrite"
+    place = f"'{home}/my broken'"
+    assert broken.fix == f"rm -rI {place} && w2v-export --model ID --output {place}"
 
     def read_only(**options: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

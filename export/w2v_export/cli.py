@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Final
@@ -53,7 +52,7 @@ def export(
         refuse_early(model, output, precisions, revision, random_weights, overwrite, offline)
         console = Console(stderr=True)
         exporter = _heavy_side()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             tasks: dict[str, TaskID] = {}
 
@@ -61,7 +60,7 @@ def export(
                 if stage not in tasks:
                     for task in tasks.values():
                         progress.update(task, completed=progress.tasks[task].total)
-                    tasks[stage] = progress.add_task(stage)
+                    tasks[stage] = progress.add_task(terminal.printable(stage))
                     if not console.is_terminal:
                         terminal.say(NAME, stage)
                 progress.update(tasks[stage], completed=done, total=total)
@@ -81,18 +80,12 @@ def export(
                 )
             except exporter.UnprovenError as error:
                 progress.stop()
-                _print(parity_table(error.rows, error.precision).lines(width_of(sys.stderr)))
+                terminal.show(*parity_table(error.rows, error.precision).lines(width_of(sys.stderr)), file=sys.stderr)
                 raise
         for name, entry in bundle.manifest.precisions.items():
-            _print(parity_table(entry.parity, name).lines(width_of(sys.stderr)))
+            terminal.show(*parity_table(entry.parity, name).lines(width_of(sys.stderr)), file=sys.stderr)
         terminal.note_random_weights(NAME, bundle.manifest.source)
-        print(bundle.folder)
-
-
-def _print(lines: Iterator[str]) -> None:
-    """To standard error: standard output is for the bundle's path alone."""
-    for line in lines:
-        print(line, file=sys.stderr)
+        terminal.show_path(bundle.folder)
 
 
 def _heavy_side() -> ModuleType:
@@ -107,4 +100,4 @@ def _heavy_side() -> ModuleType:
 
 def main() -> None:
     """The console script."""
-    app(prog_name=NAME)
+    terminal.run(app, NAME)

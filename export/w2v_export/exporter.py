@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,11 +16,12 @@ from w2v_export.int8 import UNCHANGED, Plan, quantise
 from w2v_export.onnx import OPSET, export_graphs
 from w2v_export.parity import reference_outputs, stored
 from w2v_export.refusals import refuse_early
-from w2v_models.bundle import MANIFEST, Bundle, record
-from w2v_models.errors import OutputError, ParityError
+from w2v_models import schema
+from w2v_models.bundle import Bundle, record
+from w2v_models.errors import CheckpointError, ParityError
 from w2v_models.manifest import FORMAT_VERSION, Manifest, PrecisionRecord
 from w2v_models.parity import ParityRow
-from w2v_runtime import library
+from w2v_runtime import library, placing
 from w2v_runtime.embedder import Embedder
 from w2v_runtime.engine import check_installation, installed_version
 from w2v_runtime.parity import Reference, compare, save_references
@@ -69,29 +67,43 @@ def export_bundle(
         random_weights: take the architecture only, with random weights; needs no network.
         seed: of the random weights.
         check: recordings to prove the bundle on, beside the built-in signals.
-        overwrite: replace an existing bundle.
+        overwrite: replace an existing bundle; only a folder that holds the files of one and no others is replaced.
         offline: use only what the hub's cache holds.
         report: called with a stage's name and how much of it is done, (stage, i, n).
 
     Raises:
         CheckpointError: the checkpoint cannot be found, read or understood.
-        OutputError: the output exists, or cannot be written.
+        OutputError: the output exists and is not to be replaced or cannot be, or another process writes to it.
+        W2VError: the disk is full.
         UnprovenError: the result differs from PyTorch by more than the tolerance.
     """
     model, folder = os.fspath(model), Path(output) if output is not None else library.default_folder(os.fspath(model))
     check_installation()
     refuse_early(model, folder, precision, revision, random_weights, overwrite, offline)
-    report("loading the checkpoint", 0, 1)
-    checkpoint = seeded(model, seed) if random_weights else load(model, revision, offline)
-    with _replacing(folder) as staging:
+    with placing.placed(folder, overwrite) as staging:
+        report("loading the checkpoint", 0, 1)
+        checkpoint = seeded(model, seed) if random_weights else load(model, revision, offline)
+        _check_description(checkpoint)
         references = reference_outputs(
             checkpoint, [Path(path) for path in check], lambda i, n: report("running PyTorch on the parity cases", i, n)
         )
-        bundle = write_bundle(checkpoint, references, staging, precision, report)
+        with placing.writing(folder):
+            bundle = write_bundle(checkpoint, references, staging, precision, report)
         del checkpoint  # the proof opens the weights again, and they may be gigabytes
         bundle = prove(bundle, references, lambda i, n: report("comparing the bundle with PyTorch", i, n))
-        (staging / MANIFEST).write_text(bundle.manifest.to_json(), encoding="utf-8")
+        with placing.writing(folder):
+            bundle.save()
     return Bundle.open(folder)
+
+
+def _check_description(checkpoint: Checkpoint) -> None:
+    """Refuse, before its work, what a manifest cannot say of a model."""
+    try:
+        for part in (checkpoint.source, checkpoint.architecture, checkpoint.head_entry):
+            if part is not None:
+                schema.check(part, type(part).__name__.lower())
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.source.model} cannot be described in a manifest: {error}.") from None
 
 
 def write_bundle(
@@ -167,25 +179,3 @@ def prove(bundle: Bundle, references: Sequence[Reference], done: Callable[[int, 
             raise UnprovenError(bundle.manifest.source.model, name, rows, failed)
         precisions[name] = dataclasses.replace(entry, parity=rows)
     return Bundle(bundle.folder, dataclasses.replace(bundle.manifest, precisions=precisions))
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place, whole, when the block succeeds."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise OutputError(f"{folder.parent} cannot be written: {error.strerror}. Choose another --output.") from None
-    try:
-        staging.chmod(0o755)
-        yield staging
-        if folder.exists():
-            previous = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            folder.rename(previous / folder.name)
-            staging.rename(folder)
-            shutil.rmtree(previous)
-        else:
-            staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -197,7 +197,7 @@ def _write_weights(model: torch.nn.Module, protos: Iterable[onnx.ModelProto], pa
             if name in used and tensor.nbytes >= EXTERNAL_BYTES:
                 file.seek(-file.tell() % ALIGNMENT, os.SEEK_CUR)
                 places[name] = file.tell(), tensor.nbytes
-                tensor.contiguous().numpy().tofile(file)
+                file.write(tensor.contiguous().numpy().data)  # numpy's own way to a file hides why a disk refuses it
     return places
 
 

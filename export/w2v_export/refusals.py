@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from w2v_export.hub import CONFIG, refuse_path
 from w2v_models import catalogue
-from w2v_models.bundle import MANIFEST
 from w2v_models.errors import CheckpointError, OutputError, RefusedError
-from w2v_runtime import library
+from w2v_runtime import library, placing
 
 #: Precisions that this release exports.
 PRECISIONS: Final = ("fp32", "int8", "fp16")
@@ -31,11 +31,13 @@ def refuse_early(
         RefusedError: a precision is not known.
         CheckpointError: the model is no folder and looks like a path, is not in the catalogue though its weights are to
             be random, or is not in the hub's cache though nothing may be fetched.
-        OutputError: the output exists.
+        OutputError: the output exists and is not to be replaced, or cannot be.
     """
     if unknown := [name for name in precision if name not in PRECISIONS]:
         raise RefusedError(f"precision {', '.join(unknown)!r} cannot be exported; known: {', '.join(PRECISIONS)}.")
-    check_output(output if output is not None else library.default_folder(model), overwrite)
+    if not model:
+        raise CheckpointError("no model is named; give a hub id such as org/name, or a checkpoint folder.")
+    check_output(model, output if output is not None else library.default_folder(model), overwrite)
     if Path(model).is_dir():
         return
     refuse_path(model)
@@ -45,16 +47,25 @@ def refuse_early(
         _check_cached(model, revision)
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Refuse an output that exists, unless it is a bundle, or nothing, and is to be replaced.
+def check_output(model: str, folder: Path, overwrite: bool) -> None:
+    """Refuse an output that is no place for a bundle of this model.
 
     Raises:
-        OutputError: with the choice the user has.
+        OutputError: the checkpoint is there, or :func:`w2v_runtime.placing.check` refuses the place.
     """
-    if folder.exists() and not overwrite:
-        raise OutputError(f"{folder} exists already; replace it with --overwrite, or choose another --output.")
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not empty and not a bundle, so it is not replaced; choose another --output.")
+    if os.path.isdir(model) and _is_within(Path(model), folder):
+        raise OutputError(f"{folder} holds the checkpoint itself, {model}; choose another --output.")
+    if os.path.isdir(model) and _is_within(folder, Path(model)):
+        raise OutputError(f"{folder} is inside the checkpoint {model}; choose an --output outside it.")
+    placing.check(folder, overwrite)
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    """Whether ``path`` is a folder or below it, whatever names and links lead there."""
+    real = Path(os.path.realpath(path))
+    return os.path.isdir(folder) and any(
+        os.path.exists(part) and part.samefile(folder) for part in (real, *real.parents)
+    )
 
 
 def _check_known(model: str) -> None:

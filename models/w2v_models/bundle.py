@@ -45,20 +45,27 @@ class Bundle:
         Raises:
             BundleError: the folder is missing or not a bundle, or its manifest is invalid.
         """
-        path = folder / MANIFEST
-        if not folder.is_dir():
-            raise BundleError(f"{folder} is not a folder; a bundle is the folder that w2v-export writes.")
-        if not path.is_file():
-            raise BundleError(f"{folder} holds no {MANIFEST}, so it is not a bundle; w2v-export writes one.")
+        text = read_manifest(folder)
         try:
-            if path.stat().st_size > MAX_MANIFEST_BYTES:
-                raise ValueError(f"manifest is larger than {MAX_MANIFEST_BYTES} bytes")
-            manifest = Manifest.from_json(path.read_bytes())
+            manifest = Manifest.from_json(text)
             if unproven := [name for name, entry in manifest.precisions.items() if not entry.parity]:
                 raise ValueError(f"{', '.join(unproven)} has no parity rows, and a bundle without proof is not one")
             return cls(folder, manifest)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path} is not a valid manifest: {error}. Export the model again.") from None
+        except ValueError as error:
+            raise _invalid(folder, error) from None
+
+    def save(self) -> None:
+        """Write the manifest, once it is certain that it reads back as it is.
+
+        Raises:
+            BundleError: it breaks a rule of its own format, so that nobody could open the bundle.
+        """
+        text = self.manifest.to_json()
+        try:
+            Manifest.from_json(text)
+        except ValueError as error:
+            raise BundleError(f"the bundle would be one that cannot be opened: {error}.") from None
+        (self.folder / MANIFEST).write_text(text, encoding="utf-8")
 
     def precision(self, name: str) -> PrecisionRecord:
         """The record of one precision.
@@ -99,6 +106,29 @@ class Bundle:
         except OSError as error:
             raise BundleError(f"{path} cannot be read: {error.strerror}. Export the model again.") from None
         return path
+
+
+def read_manifest(folder: Path) -> bytes:
+    """The text of a bundle's manifest, as it is.
+
+    Raises:
+        BundleError: the folder or its manifest is missing, not readable, or larger than any manifest.
+    """
+    path = folder / MANIFEST
+    try:
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a folder; a bundle is the folder that w2v-export writes.")
+        if not path.is_file():
+            raise BundleError(f"{folder} holds no {MANIFEST}, so it is not a bundle; w2v-export writes one.")
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise _invalid(folder, f"manifest is larger than {MAX_MANIFEST_BYTES} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _invalid(folder: Path, error: ValueError | str) -> BundleError:
+    return BundleError(f"{folder / MANIFEST} is not a valid manifest: {error}. Export the model again.")
 
 
 def _has_content(path: Path, status: os.stat_result, expected: str, remembered: bool) -> bool:

@@ -12,14 +12,18 @@ import json
 import math
 import posixpath
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from w2v_models import schema
 from w2v_models.parity import TOLERANCES, ParityRow
 
 #: Raised whenever the fields or the graph's contract change; a runtime reads exactly its own version.
 FORMAT_VERSION: Final = 3
+
+#: Fields that manifests have had since the first version.
+_IN_ALL_VERSIONS: Final = frozenset(("source", "architecture", "precisions", "reference"))
 
 WAVEFORM: Final = "waveform"
 LENGTHS: Final = "lengths"
@@ -303,3 +307,27 @@ class Manifest:
         if version != FORMAT_VERSION:
             raise ValueError(f"format_version is {schema.shown(version)}; this release reads version {FORMAT_VERSION}")
         return schema.read(cls, data, "manifest")
+
+
+def older_files(text: str | bytes) -> tuple[FileRecord, ...]:
+    """The files that a manifest of an older format version lists; none where it is no such manifest.
+
+    What a file's record looks like has been the same in all of them.
+    """
+    try:
+        data = schema.parse(text, "manifest")
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if type(version) is not int or not 1 <= version < FORMAT_VERSION or not data.keys() >= _IN_ALL_VERSIONS:
+            return ()
+        return tuple(_records([data["precisions"], data["reference"]]))
+    except (ValueError, RecursionError):
+        return ()
+
+
+def _records(data: Any) -> Iterator[FileRecord]:
+    """Every file's record at any depth of decoded JSON."""
+    if isinstance(data, dict) and data.keys() == {field.name for field in dataclasses.fields(FileRecord)}:
+        yield schema.read(FileRecord, data, "manifest")
+    elif isinstance(data, dict | list):
+        for inner in data.values() if isinstance(data, dict) else data:
+            yield from _records(inner)

@@ -53,6 +53,15 @@ def read(kind: type[T], data: Any, where: str) -> T:
     return typing.cast(T, _read(kind, data, where))
 
 
+def check(value: Any, where: str) -> None:
+    """Make sure that a dataclass reads back from its own JSON.
+
+    Raises:
+        ValueError: a field is of the wrong type, or holds text that is none; the message starts with its place.
+    """
+    read(type(value), json.loads(json.dumps(dataclasses.asdict(value))), where)
+
+
 def _read(kind: Any, data: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _read_fields(kind, data, where)

@@ -271,4 +271,4 @@ class Sources:
 
 def main() -> None:
     """The console script."""
-    app(prog_name=NAME)
+    terminal.run(app, NAME)

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from w2v_models.bundle import Bundle
 from w2v_models.errors import BundleError, EngineError
+from w2v_models.ownership import own_files
 from w2v_runtime import library, probe
 from w2v_runtime.terminal import DISTRIBUTION
 
@@ -168,7 +170,10 @@ def home() -> Iterator[Check]:
             pass
     except OSError as error:
         detail = f"{folder} cannot be written: {error.strerror}"
-        if library.exported():
+        exported = list[Bundle]()
+        with contextlib.suppress(BundleError):
+            exported = library.exported()
+        if exported:
             yield Check("home", "note", f"{detail}; its bundles can be used, but none can be exported to it")
         else:
             yield Check("home", "problem", detail, _CHOOSE_HOME)
@@ -178,16 +183,16 @@ def home() -> Iterator[Check]:
 
 def bundles() -> Iterator[Check]:
     """The exported bundles, and whether each can be opened."""
-    from w2v_models.bundle import MANIFEST, Bundle
-
-    parent = _home()
-    folders = sorted(path.parent for path in parent.glob(f"*/{MANIFEST}")) if parent else []
+    try:
+        folders = library.folders()
+    except BundleError as error:
+        yield Check("bundle", "problem", str(error), _CHOOSE_HOME)
+        return
     for folder in folders:
         try:
             manifest = Bundle.open(folder).manifest
         except BundleError as error:
-            fix = f"w2v-export --model ID --output {shlex.quote(str(folder))} --overwrite"
-            yield Check("bundle", "problem", str(error), fix)
+            yield Check("bundle", "problem", str(error), _export_again(folder))
         else:
             weights = ", random weights" if manifest.source.random else ""
             yield Check("bundle", "ok", f"{manifest.source.model}: {', '.join(manifest.precisions)}{weights}")
@@ -198,6 +203,16 @@ def bundles() -> Iterator[Check]:
             library.find()
         except BundleError as error:
             yield Check("bundle", "problem", f"W2V_MODEL is {os.environ['W2V_MODEL']!r}", str(error))
+
+
+def _export_again(folder: Path) -> str:
+    """The command that puts a good bundle in place of one that cannot be opened."""
+    place = shlex.quote(str(folder))
+    try:
+        own_files(folder)
+    except BundleError:  # nothing tells whose its files are, so a person decides
+        return f"rm -rI {place} && w2v-export --model ID --output {place}"
+    return f"w2v-export --model ID --output {place} --overwrite"
 
 
 def hub() -> Iterator[Check]:
@@ -233,10 +248,9 @@ def audio() -> Iterator[Check]:
 def _home() -> Path | None:
     """The folder of exported bundles, None for a user without a home folder."""
     try:
-        folder = library.home()
-    except RuntimeError:  # newer platformdirs; older ones answer with ~
+        return library.home()
+    except BundleError:
         return None
-    return folder if folder.is_absolute() or os.environ.get("W2V_HOME") else None
 
 
 def _reinstall() -> str:

@@ -43,22 +43,22 @@ def _show(checks: list[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # paths may be no text
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a C locale lacks most letters
     table = Table("state", "what", "detail", box=None, pad_edge=False)
     for check in checks:
-        table.add_row(Text(check.state, _STYLES[check.state]), check.name, Text(check.detail))
+        table.add_row(Text(check.state, _STYLES[check.state]), check.name, Text(terminal.printable(check.detail)))
     Console(width=None if sys.stdout.isatty() else _longest(checks)).print(table)
     for title, state in (("To fix:", "problem"), ("Where it is wanted:", "note")):
         fixes = [f"  {check.name}: {check.fix}" for check in checks if check.state == state and check.fix]
         if fixes:
-            print("", title, *fixes, sep="\n")
+            terminal.show("", title, *fixes)
 
 
 def _longest(checks: list[Check]) -> int:
     """Columns that hold every row unbroken, for a file or a pipe."""
-    return max(len(check.detail) for check in checks) + 40
+    return max(len(terminal.printable(check.detail)) for check in checks) + 40
 
 
 def main() -> None:
     """The console script."""
-    app(prog_name=NAME)
+    terminal.run(app, NAME)

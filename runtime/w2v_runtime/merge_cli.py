@@ -58,4 +58,4 @@ def merge(
 
 def main() -> None:
     """The console script."""
-    app(prog_name=NAME)
+    terminal.run(app, NAME)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
 from typing import Annotated, Final
 
 import typer
@@ -49,10 +48,10 @@ def list_models(
             for variant in CATALOGUE
         ]
         header = ("model", "layers", "size", "licence", "about")
-        _print(Table("Known models", header, known, right=frozenset({1, 2})).lines(width_of(sys.stdout)))
-        print()
+        terminal.show(*Table("Known models", header, known, right=frozenset({1, 2})).lines(width_of(sys.stdout)))
+        terminal.show("")
         if not bundles:
-            print(f"Nothing is exported to {library.home()} yet.")
+            terminal.show(f"Nothing is exported to {library.home()} yet.")
             return
         found_here = [
             (
@@ -65,7 +64,7 @@ def list_models(
             for bundle in bundles
         ]
         header = ("model", "weights", "precisions", "exported", "folder")
-        _print(Table(f"Exported to {library.home()}", header, found_here).lines(width_of(sys.stdout)))
+        terminal.show(*Table(f"Exported to {library.home()}", header, found_here).lines(width_of(sys.stdout)))
 
 
 @app.command()
@@ -92,10 +91,10 @@ def show(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle fo
             "bundle hash": manifest.sha256,
             "exported": f"{manifest.created} with " + ", ".join(f"{k} {v}" for k, v in manifest.packages.items()),
         }
-        _print(pairs(str(opened.folder), described, width_of(sys.stdout)))
+        terminal.show(*pairs(str(opened.folder), described, width_of(sys.stdout)))
         for name, entry in manifest.precisions.items():
-            print()
-            _print(parity_table(entry.parity, name).lines(width_of(sys.stdout)))
+            terminal.show("")
+            terminal.show(*parity_table(entry.parity, name).lines(width_of(sys.stdout)))
 
 
 @app.command()
@@ -109,16 +108,16 @@ def verify(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle 
         terminal.note_random_weights(NAME, opened.manifest.source)
         for record in opened.manifest.files:
             opened.check(record, remembered=False)
-        print(f"{len(opened.manifest.files)} files match their SHA-256.")
+        terminal.show(f"{len(opened.manifest.files)} files match their SHA-256.")
         references = load_references(opened.check(opened.manifest.reference))
         passed = True
         for precision in opened.manifest.precisions:
             rows = compare(Embedder(opened, device="cpu", precision=precision), references)
             passed = passed and all(row.within(precision) for row in rows)
-            _print(parity_table(rows, precision).lines(width_of(sys.stdout)))
+            terminal.show(*parity_table(rows, precision).lines(width_of(sys.stdout)))
         if not passed:
             raise VerificationError(f"{opened.folder} differs from its reference vectors; export the model again.")
-        print(f"{opened.folder} equals its reference.")
+        terminal.show(f"{opened.folder} equals its reference.")
 
 
 class VerificationError(BundleError):
@@ -150,11 +149,6 @@ def _allowed(tolerance: Tolerance) -> str:
     return ", ".join(f"{bound:.0e}{kind}".replace("e-0", "e-") for kind, bound in bounds.items() if bound)
 
 
-def _print(lines: Iterator[str]) -> None:
-    for line in lines:
-        print(line)
-
-
 def main() -> None:
     """The console script."""
-    app(prog_name=NAME)
+    terminal.run(app, NAME)

@@ -1,4 +1,7 @@
-"""Tables on the command line: plain aligned text that fits a terminal and that ``grep`` and ``awk`` read."""
+"""Tables on the command line: plain aligned text that fits a terminal and that ``grep`` and ``awk`` read.
+
+Cells hold what files say, so each is made :func:`~w2v_runtime.terminal.printable` before it is measured.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TextIO
+
+from w2v_runtime.terminal import printable
 
 _GAP: Final = "  "
 _INDENT: Final = 4
@@ -25,14 +30,15 @@ class Table:
 
     def lines(self, width: int | None) -> Iterator[str]:
         """The table as text, a line a row; where ``width`` is too small for that, each row as a short paragraph."""
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-        yield self.title
+        header, *rows = ([printable(cell) for cell in row] for row in (self.header, *self.rows))
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        yield printable(self.title)
         if width is None or sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
-            for row in (self.header, *self.rows):
+            for row in (header, *rows):
                 yield _GAP.join(self._aligned(i, cell, widths[i]) for i, cell in enumerate(row)).rstrip()
             return
-        for first, *rest in self.rows:
-            cells = zip(self.header[1:], rest, strict=True)
+        for first, *rest in rows:
+            cells = zip(header[1:], rest, strict=True)
             told = ", ".join(f"{name}: {cell}".removeprefix(": ") for name, cell in cells if cell)
             yield first
             yield from _wrapped(told, width, " " * _INDENT)
@@ -44,9 +50,9 @@ class Table:
 def pairs(title: str, values: Mapping[str, str], width: int | None) -> Iterator[str]:
     """Names and values as text, a line each; long values go on below themselves."""
     indent = max(map(len, values)) + len(_GAP)
-    yield title
+    yield printable(title)
     for name, value in values.items():
-        first, *rest = _wrapped(value, width, " " * indent) or [""]
+        first, *rest = _wrapped(printable(value), width, " " * indent) or [""]
         yield (name.ljust(indent) + first.strip()).rstrip()
         yield from rest
 

@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from w2v_models.errors import W2VError
 
 if TYPE_CHECKING:
+    import typer
+
     from w2v_models.manifest import Source
 
 DISTRIBUTION: Final = "w2v-onnx"
 INTERRUPTED: Final = 130
+
+
+def run(app: typer.Typer, name: str) -> NoReturn:
+    """Run a command as its console script, and exit with its code.
+
+    A wrong use is told by typer, which quotes the words that it got, and those may be names of files.
+    """
+    import typer
+
+    usage_error: Any = typer.BadParameter.__bases__[0]  # of click or of typer's own copy, by its release
+    try:
+        code = app(prog_name=name, standalone_mode=False)
+    except usage_error as error:
+        told = io.StringIO()
+        error.show(told)
+        show(*told.getvalue().rstrip("\n").split("\n"), file=sys.stderr)
+        code = error.exit_code
+    sys.exit(code)
 
 
 @contextlib.contextmanager
@@ -75,9 +98,37 @@ def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def printable(text: str) -> str:
+    r"""Text as a terminal may get it: what it would obey, or not show, stands there as an escape such as ``\x1b``.
+
+    That is what Unicode calls neither printable nor a space: controls and newlines, marks that turn the direction of
+    writing, characters without width, and the bytes of names that are no text.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text)
+
+
+def show(*lines: str, file: TextIO | None = None) -> None:
+    """Lines for people on standard output, or on ``file``; of what its encoding lacks, the escapes."""
+    file = file or sys.stdout
+    encoding = file.encoding or "utf-8"
+    for line in lines:
+        print(printable(line).encode(encoding, "backslashreplace").decode(encoding), file=file)
+
+
+def show_path(path: Path) -> None:
+    """A path alone on standard output: escaped where that is a terminal, and else in its very bytes, for scripts."""
+    if sys.stdout.isatty():
+        show(str(path))
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+
+
 def say(name: str, message: str) -> None:
-    """A line on standard error; names that are not text are shown as escapes."""
-    text = f"{name}: {message}\n".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
+    """A line on standard error."""
+    text = f"{printable(f'{name}: {message}')}\n".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
     sys.stderr.flush()
     with contextlib.suppress(OSError):
         os.write(sys.stderr.fileno(), text)
