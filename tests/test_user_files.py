@@ -169,13 +169,12 @@ def test_what_comes_into_a_folder_while_it_is_replaced_stays(bundles, work):
     arguments = ("recordings", "-m", bundles("base"), "-o", "out/")
     assert embed(*arguments)[0] == 0
     late = """
-import os
-rename = os.rename
-def late(source, target, **options):
-    if str(source).endswith("/out"):
-        open(os.path.join(source, "thesis.txt"), "wb").write(b"years of work\\n")
-    return rename(source, target, **options)
-os.rename = late
+from w2v_runtime.stores import pending
+exchange = pending.exchange
+def late(new, old, aside):
+    (old / "thesis.txt").write_bytes(b"years of work\\n")
+    exchange(new, old, aside)
+pending.exchange = late
 """
     code, errors = embed(*arguments, "--overwrite", before=late)
     assert code == 0, errors

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from w2v_models.errors import OutputError
+from w2v_runtime.exchange import exchange
 
 #: Names of what is not finished, or is being replaced, begin with a dot; they are this program's own.
 TEMPORARY_SUFFIX: Final = ".w2v-tmp"
@@ -64,9 +65,7 @@ class PendingFile:
 
 
 class PendingFolder:
-    """A folder on its way to ``path``.
-
-    Replacing an earlier output takes two renames; a kill between them leaves the old folder beside its name.
+    """A folder on its way to ``path``, which changes places with an earlier output there.
 
     Raises:
         OutputError: ``path`` is not free, or holds more than an earlier output that may be overwritten.
@@ -96,8 +95,10 @@ class PendingFolder:
             )
         check_folder(self.path, self._overwrite)
         if self.path.is_dir():
-            self.path.rename(replaced)
-        self.temporary.rename(self.path)
+            exchange(self.temporary, self.path, replaced)
+            self.temporary.rename(replaced)
+        else:
+            self.temporary.rename(self.path)
         _sync_folder(self.path.parent)
         _remove_output(replaced)
 
