@@ -29,7 +29,7 @@ test-full: $(VENV)/.installed
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/cpu.py
 
-# The same on an NVIDIA GPU, about eight minutes, in a Python that has this package with onnxruntime-gpu, PyTorch with CUDA
+# The same on an NVIDIA GPU, about fifteen minutes, in a Python that has this package with onnxruntime-gpu, PyTorch with CUDA
 # and transformers already; nothing is installed.
 bench-gpu:
 	$(PYTHON) benchmarks/gpu.py

@@ -1,6 +1,7 @@
 """Everything that embeds speech on an NVIDIA GPU, side by side. Printed, and written to results/gpu.{json,md}.
 
-    python benchmarks/gpu.py                                    # base and large, about eight minutes on one H200
+    python benchmarks/gpu.py                                    # base and large, about fifteen minutes on one H200
+    python benchmarks/gpu.py --quick --models base              # fewer peers, rows and rounds, about four minutes
     python benchmarks/gpu.py --device cpu --output FOLDER       # the same rows where there is no GPU, with less audio
 
 It needs a GPU, PyTorch with CUDA, transformers, this package with onnxruntime-gpu, and no network: weights are seeded.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import shlex
@@ -66,9 +68,16 @@ class Scale:
     square: int
 
 
-SCALES = {"cuda": Scale((1, 8, 48), 5, 450, 8, 8192), "cpu": Scale((1, 2), 1, 8, 2, 1024)}
+SCALES = {
+    "cuda": Scale((1, 8, 48), 5, 450, 8, 8192),
+    "quick": Scale((8, 48), 2, 450, 4, 8192),
+    "cpu": Scale((1, 2), 1, 8, 2, 1024),
+}
+#: What a quick run leaves out.
+_SLOW_TO_BEGIN = ("torch.compile fp16", "transformers fp16, attention written out", "transformers bf16")
 
 
+@functools.cache
 def waveforms(row: str) -> list[Array]:
     """The utterances of a row: ``48 × 10 s``, or of many lengths in ``mixed 32``."""
     if row.startswith("mixed"):
@@ -215,7 +224,7 @@ def _turn(call: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def peers(device: str) -> dict[str, tuple[Any, ...]]:
+def peers(device: str, quick: bool) -> dict[str, tuple[Any, ...]]:
     """What is compared, by name: the class and the arguments behind the model's folder. The first is the baseline."""
     found: dict[str, tuple[Any, ...]] = {gpu_report.BASELINE: (TorchPeer, device, "fp32", "sdpa", False)}
     if device == "cpu":
@@ -227,7 +236,8 @@ def peers(device: str) -> dict[str, tuple[Any, ...]]:
         "transformers fp16": (TorchPeer, device, "fp16", "sdpa", False),
         "torch.compile fp16": (TorchPeer, device, "fp16", "sdpa", True),
     }
-    return found | {f"w2v-onnx {precision}": (OurPeer, device, precision) for precision in ("fp32", "tf32", "fp16")}
+    found |= {f"w2v-onnx {precision}": (OurPeer, device, precision) for precision in ("fp32", "tf32", "fp16")}
+    return {name: peer for name, peer in found.items() if not (quick and name in _SLOW_TO_BEGIN)}
 
 
 def prepare(model: str, folder: Path) -> None:
@@ -268,9 +278,9 @@ def measure_files(folder: Path, files: Path, device: str, precision: str, copies
     return {"audio": seconds, "copies": copies, "once": walls[0], "again": walls[1], "alone": alone}
 
 
-def measure(name: str, work: Path, device: str, results: dict[str, Any], save: Callable[[], None]) -> None:
+def measure(name: str, work: Path, device: str, quick: bool, results: dict[str, Any], save: Callable[[], None]) -> None:
     """All rows of a model, into ``results``; ``save`` is called after each."""
-    folder, scale = work / name, SCALES[device]
+    folder, scale = work / name, SCALES["quick" if quick and device == "cuda" else device]
     prepare(MODELS[name], folder)
     files = make_files(work / f"files-{scale.files}", scale.files)
     architecture = Bundle.open(folder / seeded.BUNDLE).manifest.architecture
@@ -281,7 +291,7 @@ def measure(name: str, work: Path, device: str, results: dict[str, Any], save: C
     rows += [(f"{scale.batches[-2]} × 10 s", "frame"), (mixed, "utterance")]
     workers: dict[str, Worker] = {}
     try:
-        for peer, (kind, *arguments) in peers(device).items():
+        for peer, (kind, *arguments) in peers(device, quick).items():
             try:
                 workers[peer] = Worker(kind, folder, *arguments)
             except WorkerError as error:
@@ -318,7 +328,8 @@ def measure(name: str, work: Path, device: str, results: dict[str, Any], save: C
 def main(arguments: Sequence[str]) -> None:
     """Measure what is asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=SCALES, default="cuda")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="fewer peers, rows and rounds")
     parser.add_argument("--models", default=",".join(MODELS), help="of base,large; default both")
     parser.add_argument("--output", type=Path, default=gpu_report.RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
@@ -346,7 +357,7 @@ def main(arguments: Sequence[str]) -> None:
 
     save()
     for name in options.models.split(","):
-        measure(name, work, options.device, results, save)
+        measure(name, work, options.device, options.quick, results, save)
     print((options.output / "gpu.md").read_text(encoding="utf-8"))
 
 
