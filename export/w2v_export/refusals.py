@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from w2v_export.description import describe, describe_architecture
 from w2v_export.hub import CONFIG, refuse_path
 from w2v_models import catalogue
 from w2v_models.bundle import MANIFEST
@@ -29,14 +31,19 @@ def refuse_early(
 
     Raises:
         RefusedError: a precision is not known.
-        CheckpointError: the model is no folder and looks like a path, is not in the catalogue though its weights are to
-            be random, or is not in the hub's cache though nothing may be fetched.
+        CheckpointError: the model is a folder whose files say what cannot be, or lack; or is no folder and looks like a
+            path, is not in the catalogue though its weights are to be random, or is not in the hub's cache though
+            nothing may be fetched.
         OutputError: the output exists.
     """
     if unknown := [name for name in precision if name not in PRECISIONS]:
         raise RefusedError(f"precision {', '.join(unknown)!r} cannot be exported; known: {', '.join(PRECISIONS)}.")
     check_output(output if output is not None else library.default_folder(model), overwrite)
-    if Path(model).is_dir():
+    if os.path.isdir(model):
+        if random_weights:
+            describe_architecture(model)
+        else:
+            describe(model).weight_files()
         return
     refuse_path(model)
     if random_weights:
