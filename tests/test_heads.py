@@ -348,7 +348,17 @@ XVECTOR = (
         (REGRESSION, {"id2label": {0: "a", 1: "b"}}, ["3 outputs but config.json names 2 labels (a, b)", "id2label"]),
         (REGRESSION, {"id2label": {}}, ["3 outputs but config.json names no labels"]),
         (REGRESSION, {"pooling_mode": "max"}, ["pooling_mode to 'max'"]),
-        (REGRESSION, {"hidden_size": 40}, ["regression head", "of the wrong shape: dense.bias, dense.weight"]),
+        (
+            REGRESSION,
+            {"hidden_size": 40},
+            ["regression head", "of the wrong shape: classifier.dense.bias (48,) for (40,), classifier.dense.weight"],
+        ),
+        (
+            REGRESSION | {"classifier.out_proj.weight": torch.zeros(3)},
+            {},
+            ["out_proj.weight is of the wrong shape, (3,)"],
+        ),
+        (REGRESSION | linear(0, 48, "classifier.out_proj"), {"id2label": {}}, ["wrong shape, (0, 48)"]),
         (
             REGRESSION | {"layer_weights": torch.zeros(4)},
             {"use_weighted_layer_sum": True},

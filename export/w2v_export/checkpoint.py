@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from w2v_export.card_models import CardModel
+from w2v_export.description import Description, describe, describe_architecture
 from w2v_export.families import FAMILIES, Family
 from w2v_export.graph.inference import InferenceGraph
-from w2v_export.heads import HeadModule, RegressionHead, build_head
-from w2v_export.hub import ADDED_TOKENS, CONFIG, PREPROCESSOR, VOCABULARY, download, first_line
-from w2v_export.weights import refuse_incomplete, require_weights, weights_beside_encoder
-from w2v_models import catalogue
+from w2v_export.heads import HeadModule, build_head
+from w2v_export.hub import first_line
+from w2v_export.weights import beside_encoder, read, refuse_incomplete, refuse_misshapen, refuse_not_finite
 from w2v_models.errors import CheckpointError
 from w2v_models.manifest import (
     CHECKPOINT_WEIGHTS,
@@ -50,13 +49,20 @@ class Outputs:
     frames: Array
     head: Array | None
 
+    @property
+    def finite(self) -> bool:
+        """Whether none of it is NaN or infinite."""
+        return all(
+            values is None or bool(np.isfinite(values).all()) for values in (self.layers, self.frames, self.head)
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A reference model as it is meant to be run: the model itself, its feature extractor, and what is known of both.
 
-    ``model`` is transformers' own, with its head where the head is one of transformers'. ``head`` is that head, or
-    another that the checkpoint's weights make up, as it goes into the graph.
+    ``model`` is transformers' own with its head, or one of ``card_models``. ``head`` is the same head as it goes into
+    the graph, from the same weights in another way.
     """
 
     source: Source
@@ -92,16 +98,16 @@ class Checkpoint:
         frames = self.architecture.conv.num_frames(len(waveform))
         entry = self.head_entry
         with_head = entry is not None and frames >= entry.shortest
-        run = self.model if with_head else self.encoder
+        card = isinstance(self.model, CardModel)
+        run = self.model if with_head and not card else self.encoder
         with _hidden_states(self.encoder) as states:
             answer = run(**inputs)
         # The log-mel extractor appends a frame, masked, where the last one is half a frame.
         *layers, last = (state[0, :frames] for state in states)
         head = None
-        if with_head and self.head is not None and entry is not None:
-            own = run is self.encoder  # not one of transformers' heads
-            outputs = self.head.vector(last.mean(dim=0, keepdim=True)) if own else answer
-            columns = outputs[entry.outputs[-1]][0]
+        if with_head and entry is not None:
+            pooled = last.mean(dim=0, keepdim=True)
+            columns = (self.model.answer(pooled) if card else answer[entry.outputs[-1]])[0]
             head = (columns[:frames] if entry.level == "frame" else columns).numpy()
         return Outputs(torch.stack(layers).numpy(), last.numpy(), head)
 
@@ -131,66 +137,92 @@ def load(model: str, revision: str | None = None, offline: bool = False) -> Chec
     """Load a checkpoint's own weights, from a folder or the hub.
 
     Raises:
-        CheckpointError: it cannot be found, is of an unknown architecture or head, or lacks weights; every missing,
-            unexpected or misshapen weight is named.
+        CheckpointError: as for ``describe`` and ``read_checkpoint``.
     """
-    folder, commit = (Path(model), None) if Path(model).is_dir() else download(model, revision, offline)
-    family, config = _read_config(folder, model)
-    extractor = _read_extractor(folder, family)
-    require_weights(folder)
+    return read_checkpoint(describe(model, revision, offline), offline)
+
+
+def read_checkpoint(described: Description, offline: bool = False) -> Checkpoint:
+    """Load the weights of a checkpoint.
+
+    transformers reads the reference from the folder in its own way. The graph's head comes from the files that
+    ``weight_files`` names, so that the proof compares the two.
+
+    Raises:
+        CheckpointError: it is of an unknown head, or lacks weights; every missing, unexpected, misshapen weight, and
+            every one that is not finite, is named.
+    """
+    files, folder = described.weight_files(offline), described.folder
+    assert folder is not None
+    family, config, extractor = _built(described)
+    weights = read(files)
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    try:
+        head = build_head(_beside(weights, family), config, described.vocabulary)
+        model = family.model(config, head.kind if head else None)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    del weights  # an old pickle is in memory as a whole
     with _silence():
         try:
-            reference, info = family.model(config).from_pretrained(folder, config=config, output_loading_info=True)
+            reference, info = model.from_pretrained(
+                folder, config=config, torch_dtype=torch.float32, output_loading_info=True
+            )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            with torch.device("meta"):  # a model without weights
+                refuse_misshapen(folder, shapes, model(config))
             raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}") from None
-    refuse_incomplete(folder, reference, info)
-    beside = weights_beside_encoder(folder, reference)
-    variant = catalogue.find(model)
-    name = folder.resolve().name if commit is None else model
-    source = Source(name, commit, CHECKPOINT_WEIGHTS, None, variant.licence if variant else None)
-    head = build_head(beside, config, _vocabulary(folder))
-    return Checkpoint(source, _architecture(family, config, extractor), family, reference.eval(), extractor, head)
+    refuse_incomplete(folder, shapes, reference, info)
+    refuse_not_finite(folder, reference)
+    source = Source(described.name, described.commit, CHECKPOINT_WEIGHTS, None, described.licence)
+    return Checkpoint(source, described.architecture, family, reference.eval(), extractor, head)
 
 
 def seeded(model: str, seed: int) -> Checkpoint:
     """Build the true architecture of a catalogue id or a local config with seeded random weights.
+
+    Raises:
+        CheckpointError: as for ``describe_architecture``.
+    """
+    return draw(describe_architecture(model), seed)
+
+
+def draw(described: Description, seed: int) -> Checkpoint:
+    """Build an architecture with seeded random weights.
 
     What initialises to a constant, such as biases and norms, is drawn at random too, so that a parity test sees every
     weight. Shapes and speed are the model's; the embeddings mean nothing. The same seed gives the same weights on the
     same release of PyTorch.
 
     Raises:
-        CheckpointError: the id is not in the catalogue and is no folder with a ``config.json``.
+        CheckpointError: its head cannot be exported.
     """
-    variant = catalogue.find(model)
-    if Path(model).is_dir():
-        family, config = _read_config(Path(model), model)
-        extractor = _read_extractor(Path(model), family)
-        name, labels, licence = Path(model).resolve().name, tuple[str, ...](), None
-    elif variant is not None:
-        family = FAMILIES[variant.model_type]
-        config = family.config(**variant.config)
-        extractor = family.extractor(**variant.extractor)
-        name, labels, licence = variant.id, variant.labels, variant.licence
-    else:
-        known = ", ".join(entry.id for entry in catalogue.CATALOGUE)
-        raise CheckpointError(
-            f"{model} is neither a folder nor in the catalogue, so its architecture is unknown without its files. "
-            f"The catalogue holds: {known}."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        reference = family.model(config)(config).eval()
-        head: HeadModule | None = RegressionHead(config.hidden_size, labels).eval() if labels else None
-    _randomise(reference, generator)
-    if head is None:
-        prefix = f"{reference.base_model_prefix}."
-        weights = reference.state_dict() if reference is not reference.base_model else {}
-        beside = {key: value for key, value in weights.items() if not key.startswith(prefix)}
-        head = build_head(beside, config, _vocabulary(Path(model)))
-    source = Source(name, None, RANDOM_WEIGHTS, seed, licence)
-    return Checkpoint(source, _architecture(family, config, extractor), family, reference, extractor, head)
+    family, config, extractor = _built(described)
+    if described.labels:
+        config.id2label = dict(enumerate(described.labels))
+    try:
+        model = family.model(config, "regression" if described.labels else None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            reference = model(config).eval()
+        _randomise(reference, torch.Generator().manual_seed(seed))
+        head = build_head(_beside(reference.state_dict(), family), config, described.vocabulary)
+    except CheckpointError as error:
+        raise CheckpointError(f"{described.folder or described.name}: {error}") from None
+    source = Source(described.name, None, RANDOM_WEIGHTS, seed, described.licence)
+    return Checkpoint(source, described.architecture, family, reference, extractor, head)
+
+
+def _beside(weights: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    return {name: weights[name] for name in beside_encoder(weights, family.prefix)}
+
+
+def _built(described: Description) -> tuple[Family, PretrainedConfig, Any]:
+    """The family, config and feature extractor of a description."""
+    family, options = FAMILIES[described.model_type], dict(described.config)
+    if options["id2label"] is not None:
+        del options["num_labels"]  # which follows
+    return family, family.config(**options), family.extractor(**described.extractor)
 
 
 @torch.no_grad()
@@ -204,67 +236,6 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
             value.mul_(torch.exp(0.1 * noise))
         else:
             value.add_((0.1 if "norm" in name and name.endswith("weight") else 0.05) * noise)
-
-
-def _read_config(folder: Path, model: str) -> tuple[Family, PretrainedConfig]:
-    try:
-        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no {CONFIG}, so it is not a checkpoint folder.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from None
-    model_type = data.get("model_type") if isinstance(data, dict) else None
-    if model_type not in FAMILIES:
-        raise CheckpointError(f"{model} has model_type {model_type!r}; known are: {', '.join(FAMILIES)}.")
-    family = FAMILIES[model_type]
-    config: PretrainedConfig = family.config.from_dict(data)
-    if getattr(config, "add_adapter", False):
-        raise CheckpointError(
-            f"{model} sets add_adapter in its {CONFIG}: convolutions after the encoder, which are not exported."
-        )
-    return family, config
-
-
-def _read_extractor(folder: Path, family: Family) -> Any:
-    name = family.extractor.__name__
-    if not (folder / PREPROCESSOR).is_file():
-        raise CheckpointError(
-            f"{folder} holds no {PREPROCESSOR}, which says how the waveform is prepared. "
-            f"Save it with: {name}(...).save_pretrained(folder)"
-        )
-    try:
-        return family.extractor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / PREPROCESSOR} cannot be read: {first_line(error)}") from None
-
-
-def _vocabulary(folder: Path) -> tuple[str, ...] | None:
-    """Tokens in the order of their ids, where the checkpoint lists them; None where it has a list a language."""
-    tokens: dict[str, int] = {}
-    for name in (VOCABULARY, ADDED_TOKENS):
-        try:
-            listed = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if not isinstance(listed, dict) or not all(isinstance(index, int) for index in listed.values()):
-            return None
-        tokens |= listed
-    ordered = sorted(tokens, key=tokens.__getitem__)
-    return tuple(ordered) if sorted(tokens.values()) == list(range(len(tokens))) and tokens else None
-
-
-def _architecture(family: Family, config: PretrainedConfig, extractor: Any) -> Architecture:
-    return Architecture(
-        model_type=config.model_type,
-        front_end=family.front_end,
-        sample_rate=extractor.sampling_rate,
-        conv=family.conv(config, extractor),
-        hidden_size=config.hidden_size,
-        layers=config.num_hidden_layers,
-        attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        normalise=bool(getattr(extractor, "do_normalize", True)),
-    )
 
 
 class _silence:  # noqa: N801 - used as a context manager, like contextlib's

@@ -21,7 +21,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def export(
     model: Annotated[str, typer.Option(help="Hub id, or a checkpoint folder.")],
     output: Annotated[
-        Path | None, typer.Option(help="The bundle's folder. [default: <org>--<name> in $W2V_HOME or the user's cache]")
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="The bundle's folder. [default: <org>--<name> in $W2V_HOME or the user's cache]"
+        ),
     ] = None,
     precision: Annotated[str, typer.Option(help="Of fp32, int8, fp16; several with commas in one bundle.")] = "fp32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from w2v_export import fp16
-from w2v_export.checkpoint import Checkpoint, load, seeded
+from w2v_export.checkpoint import Checkpoint, draw, read_checkpoint
+from w2v_export.description import describe, describe_architecture
 from w2v_export.graph.inference import InferenceGraph
 from w2v_export.int8 import UNCHANGED, Plan, quantise
 from w2v_export.onnx import OPSET, export_graphs
 from w2v_export.parity import reference_outputs, stored
+from w2v_export.recordings import read_recordings
 from w2v_export.refusals import refuse_early
 from w2v_models import schema
 from w2v_models.bundle import Bundle, record
@@ -73,6 +75,7 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint cannot be found, read or understood.
+        RefusedError: a recording to check cannot be read, or is too short or too long.
         OutputError: the output exists and is not to be replaced or cannot be, or another process writes to it.
         W2VError: the disk is full.
         UnprovenError: the result differs from PyTorch by more than the tolerance.
@@ -80,12 +83,14 @@ def export_bundle(
     model, folder = os.fspath(model), Path(output) if output is not None else library.default_folder(os.fspath(model))
     check_installation()
     refuse_early(model, folder, precision, revision, random_weights, overwrite, offline)
+    described = describe_architecture(model) if random_weights else describe(model, revision, offline)
+    recordings = read_recordings([Path(path) for path in check], described.architecture)
     with placing.placed(folder, overwrite) as staging:
         report("loading the checkpoint", 0, 1)
-        checkpoint = seeded(model, seed) if random_weights else load(model, revision, offline)
+        checkpoint = draw(described, seed) if random_weights else read_checkpoint(described, offline)
         _check_description(checkpoint)
         references = reference_outputs(
-            checkpoint, [Path(path) for path in check], lambda i, n: report("running PyTorch on the parity cases", i, n)
+            checkpoint, recordings, lambda i, n: report("running PyTorch on the parity cases", i, n)
         )
         with placing.writing(folder):
             bundle = write_bundle(checkpoint, references, staging, precision, report)

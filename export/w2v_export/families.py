@@ -9,6 +9,8 @@ from typing import Any, Final
 import transformers
 from transformers import PretrainedConfig
 
+from w2v_export.card_models import AgeGenderModel, EmotionModel, card_class
+from w2v_export.fields import LAYOUTS
 from w2v_export.graph.conformer import bert, conformer
 from w2v_export.graph.data2vec import data2vec
 from w2v_export.graph.encoder import Encoder, transformer
@@ -16,10 +18,18 @@ from w2v_export.graph.inference import FrontEnd, Projection
 from w2v_export.graph.logmel import LogMelFrontEnd
 from w2v_export.graph.waveform import WaveformFrontEnd
 from w2v_export.graph.wavlm import wavlm
-from w2v_models.manifest import LOG_MEL_FRONT_END, WAVEFORM_FRONT_END, ConvStack
+from w2v_models.errors import CheckpointError
+from w2v_models.manifest import LOG_MEL_FRONT_END, ConvStack
 
-#: The suffixes of transformers' classes whose heads are exported with the encoder.
-HEAD_CLASSES: Final = ("ForCTC", "ForSequenceClassification", "ForAudioFrameClassification", "ForXVector")
+#: The suffixes of transformers' classes whose heads are exported with the encoder, by the kind of head.
+HEAD_CLASSES: Final = {
+    "ctc": "ForCTC",
+    "sequence-classification": "ForSequenceClassification",
+    "frame-classification": "ForAudioFrameClassification",
+    "x-vector": "ForXVector",
+}
+#: The cards that define the other kinds of head.
+CARDS: Final = {"regression": EmotionModel, "age-gender": AgeGenderModel}
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,11 @@ class Family:
     model_type: str
     name: str
     encoder: Callable[[Any], Encoder]
-    front_end: str = WAVEFORM_FRONT_END
+
+    @property
+    def front_end(self) -> str:
+        """What turns samples into features."""
+        return LAYOUTS[self.model_type].front_end
 
     @property
     def config(self) -> Any:
@@ -42,21 +56,32 @@ class Family:
     @property
     def extractor(self) -> Any:
         """The class of its feature extractors."""
-        waveform = self.front_end == WAVEFORM_FRONT_END
-        return transformers.Wav2Vec2FeatureExtractor if waveform else transformers.SeamlessM4TFeatureExtractor
+        return getattr(transformers, LAYOUTS[self.model_type].extractor["feature_extractor_type"].default)
 
-    def model(self, config: PretrainedConfig) -> Any:
-        """The class of a checkpoint: that with its head where the head is one of transformers', else the encoder's."""
+    @property
+    def prefix(self) -> str:
+        """What the names of an encoder's weights begin with where it was saved with a head."""
+        prefix: str = getattr(transformers, f"{self.name}Model").base_model_prefix
+        return prefix
+
+    def model(self, config: PretrainedConfig, head: str | None) -> Any:
+        """The class of a checkpoint, its head included.
+
+        That is transformers' class that the config names, where it has one of the heads that are exported. Else
+        ``head``, the kind that the weights make up, decides: the encoder's class where there is none.
+
+        Raises:
+            CheckpointError: neither transformers nor a card has this head in this family.
+        """
+        classes = {f"{self.name}{suffix}" for suffix in HEAD_CLASSES.values()}
         architecture = (config.architectures or [""])[0]
-        suffix = architecture.removeprefix(self.name)
-        return getattr(transformers, architecture if suffix in HEAD_CLASSES else f"{self.name}Model")
-
-    def conv(self, config: PretrainedConfig, extractor: Any) -> ConvStack:
-        """The strided levels between samples and frames."""
-        if self.front_end == LOG_MEL_FRONT_END:
-            bands, stacked = extractor.num_mel_bins, extractor.stride
-            return ConvStack((MEL_WINDOW, stacked), (MEL_HOP, stacked), (bands, bands * stacked))
-        return ConvStack(tuple(config.conv_kernel), tuple(config.conv_stride), tuple(config.conv_dim))
+        if head in CARDS and architecture not in classes:
+            return card_class(self.name, CARDS[head])
+        if architecture not in classes:
+            architecture = f"{self.name}{HEAD_CLASSES[head] if head else 'Model'}"
+        if not hasattr(transformers, architecture):
+            raise CheckpointError(f"transformers has no {architecture}, so a head of this kind cannot be compared.")
+        return getattr(transformers, architecture)
 
     def parts(self, model: Any, conv: ConvStack, extractor: Any) -> tuple[FrontEnd, Projection, Encoder]:
         """The graph's front end, projection and encoder, from the reference's."""
@@ -68,10 +93,6 @@ class Family:
         return front_end, projection, self.encoder(model)
 
 
-#: Window and hop of the log-mel front end in samples, which ``SeamlessM4TFeatureExtractor`` does not let one choose.
-MEL_WINDOW: Final = 400
-MEL_HOP: Final = 160
-
 FAMILIES: Final = {
     family.model_type: family
     for family in (
@@ -82,6 +103,6 @@ FAMILIES: Final = {
         Family("wavlm", "WavLM", wavlm),
         Family("data2vec-audio", "Data2VecAudio", data2vec),
         Family("wav2vec2-conformer", "Wav2Vec2Conformer", conformer),
-        Family("wav2vec2-bert", "Wav2Vec2Bert", bert, LOG_MEL_FRONT_END),
+        Family("wav2vec2-bert", "Wav2Vec2Bert", bert),
     )
 }

@@ -20,7 +20,7 @@ from w2v_export.head_modules import (
 )
 from w2v_models.errors import CheckpointError
 
-__all__ = ["HeadModule", "RegressionHead", "build_head"]
+__all__ = ["HeadModule", "build_head"]
 
 #: What the ``ForPreTraining`` models and the time mask add beside the encoder, by the first part of the name.
 PRETRAINING_WEIGHTS: Final = frozenset(
@@ -38,6 +38,8 @@ PRETRAINING_WEIGHTS: Final = frozenset(
 LAYER_WEIGHTS: Final = "layer_weights"
 #: The speakers' centres in the x-vector's training loss (``AMSoftmaxLoss``).
 OBJECTIVE: Final = "objective.weight"
+#: More than the largest vocabulary of a speech recogniser.
+MOST_OUTPUTS: Final = 1 << 18
 FRAME_CLASSIFICATION: Final = "ForAudioFrameClassification"
 
 
@@ -83,9 +85,7 @@ def build_head(
             "To export the encoder alone, save it with: model.base_model.save_pretrained(folder)"
         )
     module = _module(_KNOWN[names], weights, config, vocabulary)
-    if isinstance(module, RegressionHead):
-        weights = {name.removeprefix("classifier."): value for name, value in weights.items()}
-    _load(module, weights)
+    _load(module, weights, "classifier." if isinstance(module, RegressionHead) else "")
     return module.eval()
 
 
@@ -97,33 +97,48 @@ def _module(
     summed = config.num_hidden_layers + 1 if config.use_weighted_layer_sum else 0
     if head is RegressionHead:
         _require_mean(config)
-        return RegressionHead(hidden_size, _labels(config, len(weights["classifier.out_proj.weight"])))
+        return RegressionHead(hidden_size, _labels(config, _outputs(weights, "classifier.out_proj")))
     if head is AgeGenderHead:
         return AgeGenderHead(hidden_size)
     if head is CTCHead:
-        return CTCHead(hidden_size, _tokens(config, vocabulary, len(weights["lm_head.weight"])))
+        return CTCHead(hidden_size, _tokens(config, vocabulary, _outputs(weights, "lm_head")))
     if head is XVectorHead:
-        return XVectorHead(hidden_size, _tdnn(config), len(weights["feature_extractor.weight"]), summed)
-    labels = _labels(config, len(weights["classifier.weight"]))
+        return XVectorHead(hidden_size, _tdnn(config), _outputs(weights, "feature_extractor"), summed)
+    labels = _labels(config, _outputs(weights, "classifier"))
     if head is SequenceClassificationHead:
-        return SequenceClassificationHead(hidden_size, len(weights["projector.weight"]), labels, summed)
+        return SequenceClassificationHead(hidden_size, _outputs(weights, "projector"), labels, summed)
     _require_frame_classification(config)
     return FrameClassificationHead(hidden_size, labels, summed)
 
 
-def _load(module: HeadModule, weights: Mapping[str, Tensor]) -> None:
-    own = module.state_dict()
+def _load(module: HeadModule, weights: Mapping[str, Tensor], prefix: str) -> None:
+    """Load a head's weights, whose names have a prefix that the module's have not."""
+    own = {prefix + name: value for name, value in module.state_dict().items()}
     problems = {
         "missing": own.keys() - weights.keys(),
         "unexpected": weights.keys() - own.keys(),
-        "of the wrong shape": {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape},
+        "of the wrong shape": {
+            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+            for name in own.keys() & weights.keys()
+            if own[name].shape != weights[name].shape
+        },
     }
     found = [f"{what}: {', '.join(sorted(names))}" for what, names in problems.items() if names]
     if found:
         raise CheckpointError(
             f"The checkpoint does not hold the {module.kind} head that its config.json describes; {'; '.join(found)}."
         )
-    module.load_state_dict(dict(weights))
+    module.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
+
+
+def _outputs(weights: Mapping[str, Tensor], layer: str) -> int:
+    """Outputs of a linear layer, by its weight."""
+    shape = tuple(weights[f"{layer}.weight"].shape)
+    if len(shape) != 2 or not 1 <= shape[0] <= MOST_OUTPUTS:
+        raise CheckpointError(
+            f"{layer}.weight is of the wrong shape, {shape}, for a layer of 1 to {MOST_OUTPUTS} outputs."
+        )
+    return shape[0]
 
 
 def _labels(config: PretrainedConfig, outputs: int) -> tuple[str, ...]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from w2v_export import weight_files
 from w2v_models.errors import CheckpointError
 
 CONFIG: Final = "config.json"
 PREPROCESSOR: Final = "preprocessor_config.json"
+PROCESSOR: Final = "processor_config.json"
 VOCABULARY: Final = "vocab.json"
 ADDED_TOKENS: Final = "added_tokens.json"
-SAFETENSORS: Final = "model.safetensors"
-PICKLE: Final = "pytorch_model.bin"
+#: What says all but the weights.
+DESCRIPTION: Final = (CONFIG, PREPROCESSOR, PROCESSOR, VOCABULARY, ADDED_TOKENS, weight_files.ADAPTER_CONFIG)
 
 
 def refuse_path(model: str) -> None:
@@ -21,48 +27,78 @@ def refuse_path(model: str) -> None:
     Raises:
         CheckpointError: it is a path and no hub id.
     """
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or os.path.lexists(model):
         raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a hub id such as org/name.")
 
 
-def download(model: str, revision: str | None, offline: bool) -> tuple[Path, str]:
-    """Fetch a checkpoint's files from the hub, or find them in its cache: (snapshot folder, commit).
+def fetch_description(model: str, revision: str | None, offline: bool) -> Path:
+    """Fetch what describes a checkpoint, or find it in the hub's cache: the snapshot, a folder named by its commit.
 
     Raises:
         CheckpointError: the id is unknown, or the hub cannot be reached and the cache does not hold it.
     """
     refuse_path(model)
-    from huggingface_hub import HfApi, snapshot_download
+    return _snapshot(model, revision, DESCRIPTION, offline)
+
+
+def fetch_weights(model: str, snapshot: Path, named: str | None) -> None:
+    """Fetch the weights into a snapshot: the files that transformers would load from the whole repository, no others.
+
+    Where the hub cannot be reached, those that the cache holds have to do.
+
+    Args:
+        model: the hub id.
+        snapshot: what ``fetch_description`` returned.
+        named: the file of weights that the config names, if it does.
+
+    Raises:
+        CheckpointError: the hub cannot be reached and the cache holds no weights; or an index is damaged.
+    """
+    from huggingface_hub import HfApi
+
+    commit = snapshot.name
+    try:
+        with _told(model):
+            listed = set(HfApi().list_repo_files(model, revision=commit))
+    except CheckpointError:
+        if weight_files.entry(lambda name: os.path.isfile(snapshot / name), named) is None:
+            raise
+        return
+    first = weight_files.entry(listed.__contains__, named)
+    if first is None:
+        return  # what there is instead is told where the snapshot is read
+    _snapshot(model, commit, [first])
+    if first.endswith(weight_files.INDEX_SUFFIX):
+        _snapshot(model, commit, set(weight_files.read_index(snapshot / first).values()))
+
+
+def _snapshot(model: str, revision: str | None, names: Iterable[str], offline: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _told(model):
+        patterns = [glob.escape(name) for name in names]
+        return Path(snapshot_download(model, revision=revision, local_files_only=offline, allow_patterns=patterns))
+
+
+@contextlib.contextmanager
+def _told(model: str) -> Iterator[None]:
+    """Tell what the hub answers, or that it does not, in a sentence."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        weights = [SAFETENSORS, f"{SAFETENSORS}.index.json", "model-*.safetensors"]
-        if offline:
-            weights += [PICKLE]
-        elif not any(name.endswith(".safetensors") for name in HfApi().list_repo_files(model, revision=revision)):
-            weights = [PICKLE, f"{PICKLE}.index.json", "pytorch_model-*.bin"]
-        folder = Path(
-            snapshot_download(
-                model,
-                revision=revision,
-                local_files_only=offline,
-                allow_patterns=[CONFIG, PREPROCESSOR, VOCABULARY, ADDED_TOKENS, *weights],
-            )
-        )
+        yield
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        if isinstance(error, LocalEntryNotFoundError):
-            raise
         raise CheckpointError(
             f"{model} is neither a folder nor a model on the hub: {first_line(error)}. Check the name."
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        why = first_line(error) if isinstance(error, HfHubHTTPError) else "the hub cannot be reached"
+    except (HfHubHTTPError, OSError) as error:
+        answered = isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError)
+        why = first_line(error) if answered else "the hub cannot be reached"
         raise CheckpointError(
             f"{model} cannot be fetched ({why}) and is not in the hub's cache. Give the folder of a "
             "checkpoint, or --random-weights to try things out without the weights."
         ) from None
-    return folder, folder.name
 
 
 def first_line(error: BaseException) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from w2v_export.checkpoint import Checkpoint
+from w2v_export.recordings import Recording, named
 from w2v_export.signals import parity_waveforms
-from w2v_runtime.audio import read_audio
+from w2v_models.errors import CheckpointError
 from w2v_runtime.parity import Reference
 
 #: Waveforms up to this many seconds are stored in the bundle with their reference outputs.
@@ -18,21 +18,26 @@ STORED_SECONDS: Final = 1.0
 
 
 def reference_outputs(
-    checkpoint: Checkpoint, check: Sequence[Path], done: Callable[[int, int], None]
+    checkpoint: Checkpoint, recordings: Sequence[Recording], done: Callable[[int, int], None]
 ) -> list[Reference]:
-    """Run the reference on the built-in waveforms and on the recordings ``check``.
+    """Run the reference on the built-in waveforms and on the user's recordings.
 
     ``done(i, n)`` is called after the i-th of n runs.
 
     Raises:
-        AudioError: a recording cannot be read.
+        CheckpointError: the reference itself computes NaN or infinity of one.
     """
     architecture = checkpoint.architecture
     cases = parity_waveforms(architecture.conv, architecture.sample_rate)
-    cases |= {path.name: read_audio(path, architecture.sample_rate).samples for path in check}
+    cases |= named(recordings, cases)
     references = []
     for case, waveform in cases.items():
         outputs = checkpoint.run(waveform)
+        if not outputs.finite:
+            raise CheckpointError(
+                f"{checkpoint.source.model} cannot be exported: PyTorch itself computes NaN or infinity of the case "
+                f"{case!r}, so the weights are damaged."
+            )
         pooled, layers = outputs.frames.mean(axis=0), outputs.layers.mean(axis=1)
         references.append(Reference(case, np.asarray(waveform), outputs.frames, pooled, layers, outputs.head))
         done(len(references), len(cases))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from w2v_export.description import describe, describe_architecture
 from w2v_export.hub import CONFIG, refuse_path
 from w2v_models import catalogue
 from w2v_models.errors import CheckpointError, OutputError, RefusedError
@@ -29,8 +30,9 @@ def refuse_early(
 
     Raises:
         RefusedError: a precision is not known.
-        CheckpointError: the model is no folder and looks like a path, is not in the catalogue though its weights are to
-            be random, or is not in the hub's cache though nothing may be fetched.
+        CheckpointError: the model is a folder whose files say what cannot be, or lack; or is no folder and looks like a
+            path, is not in the catalogue though its weights are to be random, or is not in the hub's cache though
+            nothing may be fetched.
         OutputError: the output exists and is not to be replaced, or cannot be.
     """
     if unknown := [name for name in precision if name not in PRECISIONS]:
@@ -38,7 +40,11 @@ def refuse_early(
     if not model:
         raise CheckpointError("no model is named; give a hub id such as org/name, or a checkpoint folder.")
     check_output(model, output if output is not None else library.default_folder(model), overwrite)
-    if Path(model).is_dir():
+    if os.path.isdir(model):
+        if random_weights:
+            describe_architecture(model)
+        else:
+            describe(model).weight_files()
         return
     refuse_path(model)
     if random_weights:

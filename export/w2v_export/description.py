@@ -1,0 +1,205 @@
+"""What a checkpoint's own files say of it, checked before anything is built of it and before any weight is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from w2v_export import fields, weight_files
+from w2v_export.fields import LAYOUTS, Layout
+from w2v_export.hub import (
+    ADDED_TOKENS,
+    CONFIG,
+    PREPROCESSOR,
+    PROCESSOR,
+    VOCABULARY,
+    fetch_description,
+    fetch_weights,
+)
+from w2v_export.validation import Kind, checked, choice, contents, problem, read_object, readable, refuse, text, whole
+from w2v_models import catalogue
+from w2v_models.errors import CheckpointError
+from w2v_models.manifest import Architecture
+
+_FLOAT32_BYTES: Final = 4
+
+
+@dataclass(frozen=True)
+class Description:
+    """A checkpoint but for its weights.
+
+    ``config`` and ``extractor`` hold the fields of ``fields.LAYOUTS`` for its ``model_type``, every one. ``name`` is
+    the hub id or the folder's name, ``commit`` None for a folder. ``folder`` is where its files are; None for an entry
+    of the catalogue, whose ``labels`` are those of a regression head. ``vocabulary`` has the tokens in the order of
+    their ids, where the checkpoint lists them; None where it has a list a language.
+    """
+
+    name: str
+    commit: str | None
+    licence: str | None
+    folder: Path | None
+    model_type: str
+    config: Mapping[str, Any]
+    extractor: Mapping[str, Any]
+    labels: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The fields of its family."""
+        return LAYOUTS[self.model_type]
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the manifest says of the model."""
+        return Architecture(
+            model_type=self.model_type,
+            front_end=self.layout.front_end,
+            sample_rate=self.extractor["sampling_rate"],
+            conv=self.layout.conv(self.config, self.extractor),
+            hidden_size=self.config["hidden_size"],
+            layers=self.config["num_hidden_layers"],
+            attention_heads=self.config["num_attention_heads"],
+            intermediate_size=self.config["intermediate_size"],
+            normalise=self.extractor.get("do_normalize", True),
+        )
+
+    def weight_files(self, offline: bool = False) -> Mapping[Path, frozenset[str] | None]:
+        """The files of the weights as ``weight_files.find`` returns them, fetched where they are on the hub.
+
+        Raises:
+            CheckpointError: there are none, some are missing, or they are too small for the model.
+        """
+        assert self.folder is not None
+        named = self.config[fields.WEIGHTS]
+        if self.commit is not None and not offline:
+            fetch_weights(self.name, self.folder, named)
+        files = weight_files.find(self.folder, named)
+        held, least = sum(path.stat().st_size for path in files), fields.least_weights(self.config)
+        if held < least:
+            raise CheckpointError(
+                f"{self.folder / CONFIG} describes a model of at least {least} weights, but {held} bytes of weights "
+                f"are there ({', '.join(path.name for path in files)})."
+            )
+        return files
+
+
+def describe(model: str, revision: str | None = None, offline: bool = False) -> Description:
+    """Describe the checkpoint in a folder or on the hub.
+
+    Raises:
+        CheckpointError: it cannot be found, or a file of it says what cannot be, with the file and the field.
+    """
+    if os.path.isdir(model):
+        return _read(Path(model), readable(Path(model).resolve().name), None, _licence(model))
+    folder = fetch_description(model, revision, offline)
+    return _read(folder, model, folder.name, _licence(model))
+
+
+def describe_architecture(model: str) -> Description:
+    """Describe what random weights are to be drawn for: a folder, or an entry of the catalogue.
+
+    Raises:
+        CheckpointError: it is neither, or as for ``describe``.
+    """
+    if os.path.isdir(model):
+        return _read(Path(model), readable(Path(model).resolve().name), None, None)
+    if (variant := catalogue.find(model)) is None:
+        known = ", ".join(entry.id for entry in catalogue.CATALOGUE)
+        raise CheckpointError(
+            f"{model} is neither a folder nor in the catalogue, so its architecture is unknown without its files. "
+            f"The catalogue holds: {known}."
+        )
+    layout = LAYOUTS[variant.model_type]
+    config = checked(variant.id, variant.config, layout.config)
+    extractor = checked(variant.id, variant.extractor, layout.extractor)
+    return Description(
+        variant.id, None, variant.licence, None, variant.model_type, config, extractor, labels=variant.labels
+    )
+
+
+def _read(folder: Path, name: str, commit: str | None, licence: str | None) -> Description:
+    weight_files.refuse_adapter(folder)
+    path = folder / CONFIG
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{folder} holds no {CONFIG}, so it is not a checkpoint folder: {contents(folder)}.")
+    data = read_object(path)
+    known = choice(*LAYOUTS)
+    model_type: Any = data.get("model_type")
+    if not known.fits(model_type):
+        raise CheckpointError(f"{path}: {problem('model_type', known, model_type)}.")
+    layout = LAYOUTS[model_type]
+    refuse(path, [f"{field} must be left out: {why}" for field, why in fields.REFUSED.items() if data.get(field)])
+    config = checked(path, data, layout.config)
+    refuse(path, list(fields.config_problems(config)))
+    extractor = _read_extractor(folder, layout)
+    refuse(path, list(fields.frame_problems(layout, config, extractor)))
+    _require_memory(path, fields.least_weights(config))
+    return Description(name, commit, licence, folder, model_type, config, extractor, vocabulary=_vocabulary(folder))
+
+
+def _read_extractor(folder: Path, layout: Layout) -> dict[str, Any]:
+    """The feature extractor's fields, from its own file or from the processor's, where new releases keep them.
+
+    Releases of transformers differ in which of the two they take, so where both are there they must say the same.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    if os.path.lexists(path := folder / PREPROCESSOR):
+        data = read_object(path)
+        found[path] = checked(path, data.get("feature_extractor", data), layout.extractor)
+    if os.path.lexists(path := folder / PROCESSOR) and "feature_extractor" in (data := read_object(path)):
+        found[path] = checked(path, data["feature_extractor"], layout.extractor)
+    if not found:
+        extractor = layout.extractor["feature_extractor_type"].default
+        raise CheckpointError(
+            f"{folder} holds no {PREPROCESSOR}, which says how the waveform is prepared. "
+            f"Save it with: {extractor}(...).save_pretrained(folder)"
+        )
+    first, *others = found.values()
+    differing = [name for name in first if any(other[name] != first[name] for other in others)]
+    if differing:
+        raise CheckpointError(
+            f"{' and '.join(map(str, found))} differ in {', '.join(differing)}, and which of them counts depends on "
+            "the release of transformers; remove one."
+        )
+    return first
+
+
+def _vocabulary(folder: Path) -> tuple[str, ...] | None:
+    tokens: dict[str, int] = {}
+    token, index = text(), whole(0, 1 << 20)
+    lists = Kind("an object from tokens to numbers", lambda entries: _maps(entries, token, index))
+    languages = Kind("an object from languages to such objects", lambda entries: _maps(entries, token, lists))
+    for name in (VOCABULARY, ADDED_TOKENS):
+        path = folder / name
+        if not os.path.lexists(path):
+            continue
+        listed = read_object(path)
+        if listed and languages.fits(listed):
+            return None
+        refuse(path, [] if lists.fits(listed) else [f"it must hold {lists.wanted}, or {languages.wanted}"])
+        tokens |= listed
+    ordered = sorted(tokens, key=tokens.__getitem__)
+    return tuple(ordered) if sorted(tokens.values()) == list(range(len(tokens))) and tokens else None
+
+
+def _maps(entries: Any, names: Kind, values: Kind) -> bool:
+    return type(entries) is dict and all(map(names.fits, entries)) and all(map(values.fits, entries.values()))
+
+
+def _require_memory(path: Path, weights: int) -> None:
+    """Refuse a model that the machine could not even hold."""
+    needed, there = weights * _FLOAT32_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise CheckpointError(
+            f"{path} describes a model of at least {weights} weights, which take {needed / 1e9:.0f} GB, but this "
+            f"machine has {there / 1e9:.0f} GB of memory."
+        )
+
+
+def _licence(model: str) -> str | None:
+    variant = catalogue.find(model)
+    return None if variant is None else variant.licence
