@@ -314,7 +314,7 @@ def without_privileges() -> Iterator[None]:
 def test_what_may_not_be_read_is_named(checkpoints, name):
     """A folder or a file without permission."""
     with tempfile.TemporaryDirectory() as above:
-        os.chmod(above, 0o755)
+        os.chmod(above, 0o777)
         folder = Path(shutil.copytree(checkpoints("large"), f"{above}/tiny"))
         for path in (folder, *folder.iterdir()):
             path.chmod(0o755)

@@ -22,7 +22,7 @@ from w2v_runtime.journal import (
     read_entries,
 )
 from w2v_runtime.results import Embedding
-from w2v_runtime.run_files import JOURNAL_SUFFIX, hidden
+from w2v_runtime.run_files import JOURNAL_SUFFIX, exists, hidden
 from w2v_runtime.stores import OutputFormat, read_logits, read_metadata, read_records, read_values
 
 #: Under this name the metadata of an output tell of the run that made it, as the journal's header does.
@@ -62,6 +62,8 @@ class FinishedOutput:
         Raises:
             OutputError: it is missing, damaged or unfinished, or neither its journal nor it itself tells of its run.
         """
+        if not exists(path):
+            raise OutputError(f"{path} does not exist; name outputs of w2v-embed.")
         journal = next(filter(Path.exists, (hidden(path, JOURNAL_SUFFIX), earlier_journal(path))), None)
         header = None
         with contextlib.suppress(DamagedJournalError):
