@@ -39,6 +39,20 @@ def audio(random: Random, content: bytes) -> bytes:
     return bytes(changed)
 
 
+def lists(random: Random, content: bytes) -> bytes:
+    """A change of blocks, of separators, or of letters as another encoding writes them; the kind stays."""
+    kind, content = content[:1], content[1:]
+    if random.random() < 0.1:
+        kind = random.choice((targets.LINES_KIND, targets.NULL_KIND))
+    if random.random() < 0.5:
+        return kind + bytes(random.choice((_cut, _repeat, _remove, _swap, _zero))(random, bytearray(content)))
+    start, _ = _span(random, bytearray(content))
+    piece = random.choice(
+        (b"\n", b"\r\n", b"\r", b"\0", b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\xd8", b"x" * 70_000)
+    )
+    return kind + content[:start] + piece + content[start:]
+
+
 def _set_number(random: Random, content: bytearray) -> bytearray:
     """A field of 1 to 8 bytes, mostly in the header, gets a number that programs stumble over."""
     size = random.choice((1, 2, 3, 4, 4, 8))
@@ -263,4 +277,4 @@ def _varint(number: int) -> bytes:
     return bytes([*encoded, number])
 
 
-MUTATORS: Final = {"audio": audio, "bundle": bundle}
+MUTATORS: Final = {"audio": audio, "lists": lists, "bundle": bundle}

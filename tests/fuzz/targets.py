@@ -1,6 +1,7 @@
 """What is fuzzed: one function a target, which takes an input and raises where a promise is broken.
 
-Whatever else is wrong with an input is an ``AudioError`` or a ``BundleError``, and both are one printable line.
+Whatever else is wrong with an input is an ``AudioError``, a ``RefusedError`` or a ``BundleError``, each one printable
+line.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from w2v_models.bundle import MANIFEST, Bundle
-from w2v_models.errors import AudioError, BundleError, W2VError
+from w2v_models.errors import AudioError, BundleError, RefusedError, W2VError
 from w2v_models.manifest import Manifest
 from w2v_runtime.audio import MAX_DECLARED_SECONDS, declared_seconds, open_audio, read_audio
+from w2v_runtime.lists import read_list
 from w2v_runtime.onnx_file import OnnxFile, check_graph
 from w2v_runtime.onnx_format import Tensor
 
@@ -42,6 +44,9 @@ _SECONDS: Final = 10
 #: The first byte of an input of the target ``bundle``: what the rest of it is.
 MANIFEST_KIND: Final = b"m"
 GRAPH_KIND: Final = b"g"
+#: The first byte of an input of the target ``lists``: how its paths are separated.
+LINES_KIND: Final = b"l"
+NULL_KIND: Final = b"0"
 
 
 class BrokenPromiseError(AssertionError):
@@ -82,6 +87,19 @@ def _read_blocks(path: Path, size: int) -> float:
 def _check_samples(samples: np.ndarray) -> None:
     _expect(samples.ndim == 1 and samples.dtype == np.float32, f"{samples.dtype} {samples.shape}")
     _expect(bool(np.isfinite(samples).all()), "a sample is not finite")
+
+
+def lists(content: bytes, folder: Path) -> None:
+    """Read a list of any bytes: paths that stand in it, or ``RefusedError``."""
+    null, content = content[:1] == NULL_KIND, content[1:]
+    path = folder / "list"
+    path.write_bytes(content)
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in content and not null
+    with _bounded(), _only(RefusedError):
+        for name in read_list(str(path), null):
+            _expect(bool(name), "a path is empty")
+            _expect(("\0" if null else "\n") not in name, f"{name!r} holds its separator")
+            _expect(wide or os.fsencode(name) in content, f"{name!r} is not in the list")
 
 
 def bundle(content: bytes, folder: Path) -> None:
@@ -212,4 +230,4 @@ def _expect(condition: bool, what: str) -> None:
         raise BrokenPromiseError(what)
 
 
-TARGETS: Final[dict[str, Callable[[bytes, Path], None]]] = {"audio": audio, "bundle": bundle}
+TARGETS: Final[dict[str, Callable[[bytes, Path], None]]] = {"audio": audio, "lists": lists, "bundle": bundle}
