@@ -245,6 +245,11 @@ def test_a_path_that_is_none_says_what_it_is(path: str, says: str) -> None:
     assert failure(path).startswith(says)
 
 
+def test_a_folder_is_no_recording(tmp_path: Path) -> None:
+    """As a line of a list, or in Python; as an input of the command it is searched."""
+    assert failure(tmp_path) == "not a regular file, but a folder; name it as an input of its own to search it."
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path: Path) -> None:
     """Brackets and stars are allowed in names."""
     (tmp_path / "a[0]*.wav").write_bytes(WAV)

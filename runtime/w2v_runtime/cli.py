@@ -241,8 +241,9 @@ class Sources:
                 places.append("…")
             if self._files_from is not None:
                 places.append(f"the list {'on standard input' if self._files_from == '-' else self._files_from}")
-            found = ", ".join([f"no audio was found in {', '.join(places)}", *_passed_over(self.passed_over)])
-            raise RefusedError(f"{found}; name recordings, or folders that hold some.")
+            found = f"no audio was found in {', '.join(places)}"
+            others = "".join(f" ({words})" for words in _passed_over(self.passed_over))
+            raise RefusedError(f"{found}; name recordings, or folders that hold some{others}.")
         return itertools.chain([first], inputs)
 
     def _pass_over(self, path: str) -> None:  # noqa: ARG002

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import AudioError
-from w2v_runtime import headers, streams
+from w2v_runtime import streams
 from w2v_runtime.formats import CONVERT
 from w2v_runtime.sound import Sound, SoundError
 from w2v_runtime.source import Source, open_content
@@ -48,10 +48,9 @@ class Decoder:
         self._content = open_content(source)
         try:
             self.size = self._content.size
-            self._kind, self._streams = streams.first_streams(self._content)
+            self._kind, self._data, self._streams = streams.first_streams(self._content)
             self._sound = self._open_first()
             self.rate, self.channels = self._sound.rate, self._sound.channels
-            self._data = headers.data_chunk(self._content, self._sound.stream.start)
             self._check_header()
         except BaseException:
             self._content.close()

@@ -142,7 +142,7 @@ FORMATS: Final = (
         "text",
         "",
         is_text,
-        "leave it out, or, if it lists recordings, give it with --files-from (in Python, its lines to embed_files).",
+        "leave it out, or give it with --files-from if it lists recordings (in Python, its lines to embed_files).",
         recording=False,
     ),
 )

@@ -134,7 +134,11 @@ def spooled(file: BinaryIO) -> BinaryIO:
 def _of_path(path: str) -> int:
     """A descriptor of a regular file, without ever waiting for, or waking, anything that is not one."""
     try:
-        _expect_regular(os.stat(path))
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            os.scandir(path).close()  # the search for recordings names a folder that it cannot read
+            raise AudioError("not a regular file, but a folder; name it as an input of its own to search it.")
+        _expect_regular(status)
         return os.open(path, _OPEN_FLAGS)
     except (OSError, ValueError) as error:
         if isinstance(error, AudioError):

@@ -17,6 +17,7 @@ from typing import Final
 from w2v_models.errors import AudioError
 from w2v_runtime import formats, mpeg
 from w2v_runtime.formats import Format
+from w2v_runtime.headers import MAX_CHUNKS, DataChunk, chunks, data_chunk
 from w2v_runtime.source import Content
 
 #: Bytes between two streams that may be anything.
@@ -26,8 +27,6 @@ _FLAC_AHEAD: Final = 65_536
 _FLAC_HEAD: Final = re.compile(rb'fLaC[\x00\x80]\x00\x00"')
 #: What may stand behind the last frame of a FLAC.
 _SEAM: Final = re.compile(rb"fLaC|ID3|APETAGEX|LYRICSBEGIN|TAG|\0{64,}")
-#: More chunks, or blocks, than this before the samples are not a recording.
-MAX_CHUNKS: Final = 4096
 _MAX_RUNS: Final = 1 << 20
 _OGG_HEAD: Final = 27 + 255
 _OGG_BEGINS: Final = 2
@@ -54,19 +53,35 @@ class Stream:
         return self.runs[-1][1]
 
 
-def first_streams(content: Content) -> tuple[Format | None, Iterator[Stream]]:
-    """What a file is behind the tags at its front, and the streams known before one is decoded: the first, or all."""
+def first_streams(content: Content) -> tuple[Format | None, DataChunk | None, Iterator[Stream]]:
+    """What a file is behind the tags at its front, its samples where a container declares them, and its streams.
+
+    Of the streams those are known before one is decoded: all of an Ogg, else the first.
+    """
     start = _behind_tags(content, 0)
     kind = formats.by_head(content.read(start, formats.HEAD_BYTES))
     if kind is None and start:
         start += mpeg.find(content.read(start, _GAP)) or 0
     if kind is formats.OGG:
-        return kind, _ogg_streams(content, start)
-    stream = Stream(((start, content.size),))
-    if kind is formats.WAV:
-        stream = _wav_stream(content, start)
-        kind = kind if stream.start == start else formats.MP3
-    return kind, iter([stream])
+        return kind, None, _ogg_streams(content, start)
+    data = data_chunk(content, start)
+    if data is None:
+        return kind, None, iter([Stream(((start, content.size),))])
+    if data.mpeg:
+        return formats.MP3, None, iter([Stream(((data.start, data.stop),))])
+    return kind, data, iter([Stream(((start, _end_of_file(content, start, data)),))])
+
+
+def _end_of_file(content: Content, start: int, data: DataChunk) -> int:
+    """Where a container ends, where the decoder would take what follows for more of it: as samples, or as a chunk."""
+    container = content.read(start, 12)
+    if container.startswith((b"riff", b"NIST")) or container[8:] in (b"8SVX", b"16SV"):
+        return data.stop
+    if container.startswith((b"RIFF", b"RIFX", b"FORM")) and data.stop < content.size:
+        for tag, _, at in chunks(content, data.stop + data.declared % 2, container[:4]):
+            if tag in (b"RIFF", b"RIFX", b"FORM"):
+                return at - 8
+    return content.size
 
 
 def before_tags(content: Content, stream: Stream) -> Stream:
@@ -139,33 +154,6 @@ def _before_last_tag(content: Content, stop: int) -> int | None:
     if tail[-10:-7] == b"3DI" and max(tail[-4:]) <= 0x7F:
         return stop - 20 - _syncsafe(tail[-4:])
     return None
-
-
-def _wav_stream(content: Content, start: int) -> Stream:
-    """A WAV; of one that holds MPEG audio its samples, of one with another behind it no more than its header counts."""
-    order = ">" if content.read(start, 4) == b"RIFX" else "<"
-    coding = 0
-    for tag, length, at in chunks(content, start + 12, order):
-        if tag == b"fmt ":
-            coding = int.from_bytes(content.read(at, 2), "little" if order == "<" else "big")
-        if tag == b"data" and coding in (0x50, 0x55):
-            return Stream(((at, min(content.size, at + length)),))
-        if tag in (b"RIFF", b"RIFX"):  # libsndfile opens no file where one chunk is another file
-            return Stream(((start, at - 8),))
-    return Stream(((start, content.size),))
-
-
-def chunks(content: Content, start: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Tag, declared length and first byte of the content of each chunk, padded to even lengths."""
-    for _ in range(MAX_CHUNKS):
-        head = content.read(start, 8)
-        if len(head) < 8:
-            return
-        tag, length = struct.unpack(f"{order}4sI", head)
-        yield tag, length, start + 8
-        start += 8 + length + length % 2
-        if start >= content.size:
-            return
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,10 @@ _HEAD: Final = 256
 _REPAIRED: Final = 0.8
 _MAX_PROTOBUF_DEPTH: Final = 6
 _MARK: Final = "deeply nested lists go here"
+#: Between paths, at the front of a list, in the middle of a letter; and a path longer than a block.
+_SEPARATORS: Final = (
+    *(b"\n", b"\r\n", b"\r", b"\0", b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\xd8", b"x" * 70_000),
+)
 _JSON_VALUES: Final[tuple[Any, ...]] = (
     None, True, False, 0, -1, 1, 2, 1 << 31, 1 << 64, 10**400, -(10**400), 0.5, 1e308, float("nan"), float("inf"),
     "", "a", "../x", "/etc/passwd", "onnx/model.onnx", "a\0b", "\ud800", "\x1b[2J", "é" * 300, [], {}, [[]], {"": 0},

@@ -74,6 +74,11 @@ def nested(frames: int, rate: int = 16_000, channels: int = 1) -> dict[str, Nest
     found |= _flac_blocks(flac, picture, others["flac"])
     found |= _ogg_side_by_side({"vorbis": vorbis, "opus": opus}, others)
     found |= _riff(wav, aiff, flac, mp3, picture)
+    for name in ("AIFF", "AU", "CAF", "NIST", "RF64", "W64", *(("SVX",) if channels == 1 else ())):
+        plain = recording(name)
+        found[f"{name} before itself"] = Nested(plain * 2, (plain,))
+        found[f"{name} before a WAV"] = Nested(plain + wav, (plain,))
+        found[f"{name} before ID3v1"] = Nested(plain + id3v1(), (plain,))
     return found | _pcm_that_spells(wav, flac, mp3, rate, channels)
 
 
