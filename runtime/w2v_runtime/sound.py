@@ -31,7 +31,7 @@ _UNKNOWN_FRAMES: Final = 1 << 62
 #: What libsndfile takes for the resource fork of a file without a name that it does not know by its first bytes: this
 #: file of the current folder, whatever it is. Most MP3 files are among those.
 _FORK: Final = "._"
-#: Kinds whose decoders print nothing; of what has no known kind, libsndfile may see anything.
+#: Kinds whose decoders print; of what is of no known kind, libsndfile may make anything.
 _PRINTING: Final = (None, formats.MP3, formats.SDS)
 _PRINTING_CONTAINERS: Final = ("MP3", "SDS")
 #: Containers in which libsndfile reports that the system could not read, but for encodings that come in blocks. In
@@ -132,7 +132,8 @@ class Sound:
             with silenced(self._prints):  # a descriptor is read without Python's lock, faster than a Python file
                 file = _Sequential(place, "r", closefd=False)
         except _FAULTS as fault:
-            self._check_read(fault)
+            self._check_read()
+            self._content.check_readable(self.position)
             raise SoundError(_reason(fault) + (f"; {_fork_reason()}" if os.path.lexists(_FORK) else "")) from None
         if file.format == "SD2":
             raise SoundError(_fork_reason())
@@ -153,7 +154,10 @@ class Sound:
             with silenced(self._prints):
                 block: npt.NDArray[np.float32] = self._file.read(frames, dtype="float32", always_2d=True)
         except _FAULTS as fault:
-            self._check_read(fault)
+            self._check_read()
+            self._content.check_readable(self.position)
+            if getattr(fault, "code", None) == _SYSTEM_ERROR:  # it could not be read, and can be again
+                raise AudioError(f"cannot be read ({_reason(fault)}); check the disk or the network.") from None
             if self._unbounded and self.position >= self.stream.stop:
                 self.cut = True
                 return np.empty((0, self.channels), np.float32)
@@ -162,15 +166,10 @@ class Sound:
         self._frames += len(block)
         return block
 
-    def _check_read(self, fault: BaseException | None = None) -> None:
-        """Raise what kept the decoder from reading, which it may take for damage or for the end of the file."""
+    def _check_read(self) -> None:
+        """Raise what kept a view from reading, which the decoder took for the end of the file."""
         if self._view is not None and self._view.fault is not None:
             raise self._view.fault
-        if fault is None:
-            return
-        self._content.check_readable(self.position)
-        if getattr(fault, "code", None) == _SYSTEM_ERROR:
-            raise AudioError(f"cannot be read ({_reason(fault)}); check the disk or the network that it is on.")
 
     @property
     def position(self) -> int:

@@ -134,11 +134,13 @@ def _trailing_bytes(content: Content, start: int, head: bytes) -> int:
         return 128
     if head[:3] == b"3DI":
         return 10
-    window = content.read(start, _GAP)
     if head[:11] == b"LYRICSBEGIN":
-        end = re.search(rb"LYRICS200|LYRICSEND", window)
+        end = re.search(rb"LYRICS200|LYRICSEND", content.read(start, _GAP))
         return end.end() if end else 0
-    return len(window) - len(window.lstrip(b"\0"))
+    if head[:1] == b"\0":
+        window = content.read(start, _GAP)
+        return len(window) - len(window.lstrip(b"\0"))
+    return 0
 
 
 def _before_last_tag(content: Content, stop: int) -> int | None:
@@ -276,7 +278,10 @@ def next_flac(content: Content, stream: Stream, position: int, is_whole: Callabl
         is_whole: whether a part of the stream from its start on holds all of its samples.
     """
     start = max(_flac_frames(content, stream.start), position - _FLAC_AHEAD)
-    seams = [start + match.start() for match in _SEAM.finditer(content.read(start, position - start + _GAP))]
+    window = content.read(start, position - start + _GAP)
+    if b"fLaC" not in window and start + len(window) == content.size:
+        return None
+    seams = [start + match.start() for match in _SEAM.finditer(window)]
     behind = [_behind_tags(content, seam, gap=True) for seam in seams]
     heads = [bool(_FLAC_HEAD.match(content.read(place, 8))) for place in behind]
     if not any(heads):

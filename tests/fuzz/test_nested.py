@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from nested_seeds import ape, id3v1, id3v2, nested
 
+import commands
 from w2v_models.errors import AudioError
 from w2v_runtime.audio import read_audio
 
@@ -120,3 +121,17 @@ def test_a_further_stream_that_cannot_be_opened_fails_the_file():
     plain = TABLES["short"]["vorbis behind a tag"].plain[0]
     with pytest.raises(AudioError, match=r"damaged: behind the first 0\.50 s a further stream cannot be opened"):
         read_audio(plain + plain[:100], 16_000)
+
+
+def test_a_tagged_recording_is_embedded_as_the_plain_one(bundles, tmp_path):
+    """In the command, with ``--strict``: equal durations, equal vectors."""
+    for name in ("flac", "mp3", "vorbis", "wav"):
+        seed = TABLES["short"][f"{name} behind a tag with a picture"]
+        (tmp_path / f"{name}-plain").write_bytes(seed.plain[0])
+        (tmp_path / f"{name}-tagged").write_bytes(seed.content)
+    code, said = commands.embed(tmp_path, "-m", bundles("base"), "-o", tmp_path / "out.npz", "--strict")
+    assert code == 0, said
+    with np.load(tmp_path / "out.npz") as stored:
+        assert len(stored["paths"]) == 8
+        np.testing.assert_array_equal(stored["durations"][::2], stored["durations"][1::2])
+        np.testing.assert_allclose(stored["embeddings"][::2], stored["embeddings"][1::2], rtol=0, atol=1e-5)
