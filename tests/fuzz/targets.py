@@ -35,7 +35,7 @@ _FRAMES_PER_BYTE: Final = 8_192
 #: The lowest sample rate that is read, in Hz.
 _LOWEST_RATE: Final = 1_000
 _HEADROOM: Final = 65_536
-#: One in so many inputs, if it is no longer than this, is also read at once: that joins the blocks, no more.
+#: One in so many inputs, if it is no longer than this, is also read at once, from its bytes.
 _WHOLE_EVERY: Final = 8
 _WHOLE_SECONDS: Final = 60
 _LONGEST_MESSAGE: Final = 2_000
@@ -64,7 +64,7 @@ def audio(content: bytes, folder: Path) -> None:
         with _only(AudioError):
             decoded = _read_blocks(path, len(content))
             if len(content) % _WHOLE_EVERY == 0 and decoded <= _WHOLE_SECONDS:
-                whole = read_audio(path, RATE)
+                whole = read_audio(content, RATE)
                 _expect(abs(whole.duration - decoded) < 1e-9, f"{whole.duration} s at once, {decoded} s in blocks")
                 _check_samples(whole.samples)
 
