@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import soundfile
 
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import read_audio
+from w2v_runtime.audio import Source, read_audio
 
 RATE = 16_000
 Signal = npt.NDArray[np.float32]
@@ -69,8 +68,8 @@ def saved(folder: Path, content: bytes) -> Path:
     return path
 
 
-def failure(path: str | os.PathLike[str]) -> str:
-    """The reason for which ``path`` fails."""
+def failure(source: Source) -> str:
+    """The reason for which ``source`` fails."""
     with pytest.raises(AudioError) as raised:
-        read_audio(path, RATE)
+        read_audio(source, RATE)
     return str(raised.value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import socket
 import struct
@@ -158,6 +161,10 @@ def test_rates_are_bounded(tmp_path: Path, rate: int) -> None:
         (b"#!AMR\n" + bytes(100), "AMR"),
         (b"\x00\x00\x00\x20ftypM4A " + bytes(100), "M4A"),
         (b"OggS\x00\x02" + bytes(22) + b"\x7fFLAC\x01\x00" + bytes(60), "Ogg-FLAC"),
+        (b"\x1a\x45\xdf\xa3" + bytes(100), "WebM/Matroska"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(100), "WMA/ASF"),
+        (b"wvpk" + bytes(5) + b"\x04" + bytes(100), "WavPack"),
+        (b"ID3\x04\0\0\0\0\0\x05title" + (b"\xff\xf1\x60\x40\x03\x9f\xfc" + bytes(21)) * 9, "AAC"),
     ],
 )
 def test_unsupported_formats_are_named(tmp_path: Path, content: bytes, name: str) -> None:
@@ -174,7 +181,11 @@ def test_unsupported_formats_are_named(tmp_path: Path, content: bytes, name: str
         (b"This is a note, no sound.\n", "text"),
         ("Überall Töne, nur nicht hier.\n".encode(), "text"),
         (b"<!DOCTYPE html>\n<html><body>404</body></html>", "HTML"),
-        (b"PK\x03\x04" + bytes(100), "ZIP"),
+        (b"PK\x03\x04" + bytes(100), "a ZIP archive; unpack it"),
+        (gzip.compress(wav_bytes(bytes(100))), "a gzip archive; unpack it"),
+        (bz2.compress(wav_bytes(bytes(100))), "a bzip2 archive; unpack it"),
+        (lzma.compress(wav_bytes(bytes(100))), "an xz archive; unpack it"),
+        (bytes(257).replace(b"\0", b"a") + b"ustar\0" + bytes(300), "a tar archive; unpack it"),
     ],
 )
 def test_what_is_no_recording_is_named(tmp_path: Path, content: bytes, name: str) -> None:
@@ -183,6 +194,30 @@ def test_what_is_no_recording_is_named(tmp_path: Path, content: bytes, name: str
     assert reason.startswith("unsupported format")
     assert name in reason
     assert "ffmpeg" not in reason
+
+
+@pytest.mark.parametrize("coding", ["pcm,embedded-shorten-v2.00", "ulaw,embedded-shorten-v1.1", "pcm,embedded-wavpack"])
+def test_compressed_sphere_is_named_with_what_converts_it(tmp_path: Path, coding: str) -> None:
+    """As the LDC's older corpora have it; a SPHERE of plain samples is read."""
+    fields = [
+        "NIST_1A",
+        "   1024",
+        "sample_count -i 16000",
+        "channel_count -i 1",
+        "sample_rate -i 16000",
+        "sample_n_bytes -i 2",
+        "sample_byte_format -s2 01",
+        f"sample_coding -s{len(coding)} {coding}",
+        "end_head",
+    ]
+    header = "\n".join([*fields, ""]).encode().ljust(1024)
+    reason = failure(saved(tmp_path, header + b"ajkg\x02" + bytes(5000)))
+    assert reason == (
+        "unsupported format: this looks like SPHERE compressed with shorten or the like; "
+        "convert it with: sph2pipe -f wav IN OUT.wav"
+    )
+    plain = header.replace(f"-s{len(coding)} {coding}".encode(), b"-s3 pcm").ljust(1024)
+    assert read_audio(saved(tmp_path, plain + pcm16(speech_like(1))), RATE).duration == 1
 
 
 def test_unknown_bytes_are_unsupported(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ WHILE_READING = """if True:
     read, struck = sound.Sound.read, []
     def read_and_strike(self):
         block = read(self)
-        if not struck and os.readlink(f"/proc/self/fd/{self._descriptor}").endswith("003.wav"):
+        if not struck and os.readlink(f"/proc/self/fd/{self._content.descriptor}").endswith("003.wav"):
             struck.append(True)
             strike()
         return block

@@ -59,11 +59,11 @@ def shown_on(columns: int, *arguments: object, **environment: str) -> list[str]:
     return shown.decode().splitlines()
 
 
-def on_terminal(*arguments: object, **environment: str) -> tuple[int, str]:
-    """Run the command with a terminal for its standard error: its exit code and what the terminal got."""
+def on_terminal(*arguments: object, before: str = "", **environment: str) -> tuple[int, str]:
+    """Run the command, after the code ``before``, with a terminal for its standard error: exit code and what it got."""
     terminal, end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, *map(str, arguments)],
+        [sys.executable, "-c", before + MAIN, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=end,

@@ -1,4 +1,4 @@
-"""A path or an array to mono float32 samples at the model's rate.
+"""A path, bytes, an open file or an array to mono float32 samples at the model's rate.
 
 Channels are averaged, or one is picked, before soxr resamples (quality HQ, equal to ``soxr.resample`` of the whole).
 Files are decoded in small blocks, so that memory follows the result and not what a header declares.
@@ -6,7 +6,6 @@ Files are decoded in small blocks, so that memory follows the result and not wha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +18,8 @@ import soxr
 from w2v_models.errors import AudioError
 from w2v_runtime.decode import Decoder, check_layout
 from w2v_runtime.sound import BLOCK_SAMPLES
+from w2v_runtime.source import Source as Source
+from w2v_runtime.waveform import Frames, float_levels, frames_of, full_scale, integer_levels, rate_of
 
 Samples = npt.NDArray[np.float32]
 
@@ -45,21 +46,21 @@ class Audio:
 
 
 class AudioStream:
-    """A file as an iterator of mono float32 blocks at ``rate`` Hz, of ``BLOCK_SECONDS`` or a little more.
+    """A recording as an iterator of mono float32 blocks at ``rate`` Hz, of ``BLOCK_SECONDS`` or a little more.
 
     ``duration`` (seconds) and ``warnings`` are final once the iterator is exhausted.
 
     Raises:
-        AudioError: when opened or read, the file is not audio, damaged, or has no such channel.
+        AudioError: when opened or read, the source is not audio, damaged, or has no such channel.
     """
 
-    def __init__(self, path: str | os.PathLike[str], rate: int, channel: int | None = None) -> None:
+    def __init__(self, source: Source, rate: int, channel: int | None = None) -> None:
         self.rate = rate
-        self._channel = channel
-        self._decoder = Decoder(path)
+        self._decoder = Decoder(source)
+        self._mono = _Mono(self._decoder.blocks(), channel, self._decoder.rate)
         try:
             _check_channel(channel, self._decoder.channels)
-        except AudioError:
+        except (AudioError, TypeError):
             self.close()
             raise
 
@@ -72,8 +73,7 @@ class AudioStream:
         self.close()
 
     def __iter__(self) -> Iterator[Samples]:
-        mono = _to_mono(self._decoder.blocks(), self._channel, self._decoder.rate)
-        return _join(_resample(mono, self._decoder.rate, self.rate), BLOCK_SECONDS * self.rate)
+        return _join(_resample(iter(self._mono), self._decoder.rate, self.rate), BLOCK_SECONDS * self.rate)
 
     @property
     def duration(self) -> float:
@@ -82,35 +82,37 @@ class AudioStream:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is missing from the file, as sentences."""
-        return self._decoder.warnings
+        """What is missing from the file, or odd about its levels."""
+        return (*self._decoder.warnings, *self._mono.warnings)
 
     def close(self) -> None:
         """Release the file."""
         self._decoder.close()
 
 
-def open_audio(path: str | os.PathLike[str], rate: int, channel: int | None = None) -> AudioStream:
-    """Open a file of any length for reading in blocks; to be used in a ``with`` statement, iterated once.
+def open_audio(source: Source, rate: int, channel: int | None = None) -> AudioStream:
+    """Open a recording of any length for reading in blocks; to be used in a ``with`` statement, iterated once.
 
     Args:
-        path: a regular file in a format of libsndfile, told by its content.
+        source: the path of a regular file, the bytes of one, or an open binary file, which is read from where it
+            stands to its end and left where it stood, if it can be sought; the format is told by the content.
         rate: the model's sample rate in Hz.
         channel: a channel number from 0; None for the mean of all.
 
     Raises:
-        AudioError: the file cannot be opened as audio, or has no such channel. The message leaves out the path.
+        AudioError: the source cannot be opened as audio, or has no such channel. The message leaves out the path.
+        TypeError: it is no source.
     """
-    return AudioStream(path, rate, channel)
+    return AudioStream(source, rate, channel)
 
 
-def read_audio(path: str | os.PathLike[str], rate: int, channel: int | None = None) -> Audio:
-    """Read a whole file: the blocks of ``open_audio``, joined.
+def read_audio(source: Source, rate: int, channel: int | None = None) -> Audio:
+    """Read a whole recording: the blocks of ``open_audio``, joined.
 
     Raises:
         AudioError: the file cannot be read as audio, holds no samples, or does not fit into memory.
     """
-    with open_audio(path, rate, channel) as stream:
+    with open_audio(source, rate, channel) as stream:
         try:
             samples = _concatenate(stream)
         except MemoryError:
@@ -118,11 +120,12 @@ def read_audio(path: str | os.PathLike[str], rate: int, channel: int | None = No
         return Audio(samples, rate, stream.duration, stream.warnings)
 
 
-def from_array(waveform: npt.ArrayLike, source_rate: int, rate: int, channel: int | None = None) -> Audio:
+def from_array(waveform: npt.ArrayLike, source_rate: float, rate: int, channel: int | None = None) -> Audio:
     """Bring an array to the form of ``read_audio``.
 
     Args:
-        waveform: (n,) or (n, channels); floats with full scale 1, or integer PCM, scaled by its type's range.
+        waveform: (n,) or (n, channels); floats with full scale 1, or integer PCM of up to 32 bits, scaled by its
+            type's range.
         source_rate: its sample rate in Hz.
         rate: the model's sample rate in Hz.
         channel: a channel number from 0; None for the mean of all.
@@ -130,32 +133,24 @@ def from_array(waveform: npt.ArrayLike, source_rate: int, rate: int, channel: in
     Raises:
         AudioError: the array is empty, of another shape or type, holds NaN or infinity, or its rate is out of bounds.
     """
-    try:
-        array = np.asarray(waveform)
-    except ValueError:
-        raise AudioError("the waveform is not an array; its rows differ in length.") from None
-    if array.ndim not in (1, 2):
-        raise AudioError(f"the waveform has {array.ndim} dimensions; its shape is (samples,) or (samples, channels).")
-    if array.dtype.kind not in "fiu":
-        raise AudioError(f"the waveform holds {array.dtype}; give floats with full scale 1, or integer PCM.")
-    if not len(array):
-        raise AudioError("no samples: the waveform is empty.")
-    frames = array.reshape(len(array), -1)
+    source_rate = rate_of(source_rate, waveform)
+    frames = frames_of(waveform)
     check_layout(source_rate, frames.shape[1])
     _check_channel(channel, frames.shape[1])
-    mono = _to_mono(_slices(frames), channel, source_rate)
-    return Audio(_concatenate(_resample(mono, source_rate, rate)), rate, len(frames) / source_rate)
+    mono = _Mono(_slices(frames), channel, source_rate)
+    samples = _concatenate(_resample(iter(mono), source_rate, rate))
+    return Audio(samples, rate, len(frames) / source_rate, (*integer_levels(frames), *mono.warnings))
 
 
-def declared_seconds(path: str | os.PathLike[str]) -> float:
-    """What a file's header declares, in seconds: cheap, good for planning, not to be trusted.
+def declared_seconds(source: Source) -> float:
+    """What a recording's header declares, in seconds: cheap, good for planning, not to be trusted.
 
     At most ``MAX_DECLARED_SECONDS``; a guess from the file's size where the header does not say.
 
     Raises:
         AudioError: the file cannot be opened as audio.
     """
-    decoder = Decoder(path)
+    decoder = Decoder(source)
     try:
         return min(decoder.declared_seconds, MAX_DECLARED_SECONDS)
     finally:
@@ -163,43 +158,51 @@ def declared_seconds(path: str | os.PathLike[str]) -> float:
 
 
 def _check_channel(channel: int | None, channels: int) -> None:
+    if channel is not None and not isinstance(channel, int | np.integer):
+        raise TypeError(f"channel is None for the mean of all, or a number from 0, not {channel!r}.")
     if channel is not None and not 0 <= channel < channels:
         raise AudioError(f"there is no channel {channel}: the audio has {channels}, numbered from 0; choose another.")
 
 
-def _slices(frames: npt.NDArray[np.generic]) -> Iterator[npt.NDArray[np.generic]]:
+def _slices(frames: Frames) -> Iterator[Frames]:
     step = max(1, BLOCK_SAMPLES // frames.shape[1])
     for start in range(0, len(frames), step):
-        yield _to_full_scale(frames[start : start + step])
+        yield full_scale(frames[start : start + step])
 
 
-def _to_full_scale(block: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    if block.dtype.kind == "f":
-        return block
-    half = 2.0 ** (8 * block.dtype.itemsize - 1)
-    scaled = block.astype(np.float64) / half
-    return scaled - 1.0 if block.dtype.kind == "u" else scaled
-
-
-def _to_mono(blocks: Iterator[npt.NDArray[np.generic]], channel: int | None, rate: int) -> Iterator[Samples]:
-    """Blocks (n, channels) to checked blocks (n,); ``rate`` in Hz tells where a bad sample stands.
+class _Mono:
+    """Blocks (n, channels) as checked blocks (n,); ``rate`` in Hz tells where a bad sample stands.
 
     Raises:
-        AudioError: a sample is NaN, infinite, or beyond ``MAX_PEAK``.
+        AudioError: when iterated, a sample is NaN, infinite, or beyond ``MAX_PEAK``.
     """
-    frames = 0
-    for block in blocks:
-        mono = _mean(block) if channel is None else _as_float32(block[:, channel])
-        peak = max(mono.max(), -mono.min())
-        if not peak <= MAX_PEAK:
-            bad = int(np.argmax(~(np.abs(mono) <= MAX_PEAK)))
-            what = "is not finite" if not np.isfinite(mono[bad]) else f"is {mono[bad]:.1e} times full scale"
-            raise AudioError(f"the sample at {(frames + bad) / rate:.2f} s {what}; repair or convert the audio.")
-        frames += len(mono)
-        yield mono
+
+    def __init__(self, blocks: Iterator[Frames], channel: int | None, rate: float) -> None:
+        self._blocks, self._channel, self._rate = blocks, channel, rate
+        self._peak = 0.0
+
+    def __iter__(self) -> Iterator[Samples]:
+        frames = 0
+        for block in self._blocks:
+            mono = _mean(block) if self._channel is None else _as_float32(block[:, self._channel])
+            peak = max(mono.max(), -mono.min())
+            if not peak <= MAX_PEAK:
+                bad = int(np.argmax(~(np.abs(mono) <= MAX_PEAK)))
+                what = "is not finite" if not np.isfinite(mono[bad]) else f"is {mono[bad]:.1e} times full scale"
+                raise AudioError(
+                    f"the sample at {(frames + bad) / self._rate:.2f} s {what}; repair or convert the audio."
+                )
+            self._peak = max(self._peak, float(peak))
+            frames += len(mono)
+            yield mono
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the levels so far."""
+        return float_levels(self._peak)
 
 
-def _mean(block: npt.NDArray[np.generic]) -> Samples:
+def _mean(block: Frames) -> Samples:
     """The mean of the channels, summed in float64, column by column: numpy is slow at reducing a short last axis."""
     if block.shape[1] == 1:
         return _as_float32(block[:, 0])
@@ -210,12 +213,12 @@ def _mean(block: npt.NDArray[np.generic]) -> Samples:
     return _as_float32(total / block.shape[1])
 
 
-def _as_float32(values: npt.NDArray[np.generic]) -> Samples:
+def _as_float32(values: Frames) -> Samples:
     with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite, and refused
         return np.ascontiguousarray(values, np.float32)
 
 
-def _resample(blocks: Iterator[Samples], source_rate: int, rate: int) -> Iterator[Samples]:
+def _resample(blocks: Iterator[Samples], source_rate: float, rate: int) -> Iterator[Samples]:
     """Blocks (n,) from one rate to another, in Hz, as one continuous signal."""
     if source_rate == rate:
         yield from blocks

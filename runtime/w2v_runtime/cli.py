@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -138,7 +138,7 @@ def embed(
         if not quiet:
             for failure in summary.first_failures:
                 terminal.say(NAME, f"failed: {failure.path}: {failure.reason}")
-            terminal.say(NAME, _summary_line(summary, options))
+            terminal.say(NAME, _summary_line(summary, options, sources.passed_over))
     sys.exit(FINISHED_WITH_FAILURES if summary.failed else 0)
 
 
@@ -193,20 +193,22 @@ def _run(
     header = header_of(bundle, precision, options)
     with locked(options.output) as lock:
         check_output(options, header)
-        if options.overwrite and exists(options.output) and not sources.once:
-            written.refuse_inputs(sources)
-        inputs = sources.begun()
+        inputs: Iterable[str] = sources.begun()
+        if options.overwrite and exists(options.output) and not sources.piped:
+            inputs = list(inputs)
+            written.refuse_inputs(inputs)
         with shown(sources, options.shard, hidden=no_progress) as progress:
             return run(open_embedder, inputs, options, header, written, progress, lock.check)
 
 
-def _summary_line(summary: Summary, options: RunOptions) -> str:
+def _summary_line(summary: Summary, options: RunOptions, passed_over: int) -> str:
     place = "" if options.format == "stdout" else f" → {options.output}"
     were = "was" if summary.recalled == 1 else "were"
     finished = f"{terminal.count_of(summary.recalled, 'file')} {were} finished already"
     if not summary.embedded + summary.failed + summary.written:
         empty = f"shard {options.shard.index}/{options.shard.count} holds none of the inputs"
-        return f"nothing to do: {finished if summary.recalled else empty}{place}"
+        parts = [finished if summary.recalled else empty, *_passed_over(passed_over)]
+        return f"nothing to do: {', '.join(parts)}{place}"
     parts = [finished] if summary.recalled else []
     if summary.pruned:
         parts.append(f"{terminal.count_of(summary.pruned, 'result')} dropped")
@@ -226,7 +228,7 @@ def _summary_line(summary: Summary, options: RunOptions) -> str:
     if summary.failed:
         where = f" (see {options.failures_path})" if options.failures_path else ""
         parts.append(f"{summary.failed} failed{where}")
-    return ", ".join(parts) + place
+    return ", ".join([*parts, *_passed_over(passed_over)]) + place
 
 
 def _duration(seconds: float) -> str:
@@ -234,21 +236,24 @@ def _duration(seconds: float) -> str:
 
 
 class Sources:
-    """The inputs that the command line names, as often as they are asked for; a list from a pipe only once."""
+    """The inputs that the command line names, listed once, and what was passed over meanwhile."""
 
     def __init__(self, arguments: list[str], files_from: str | None, null: bool) -> None:
-        self._arguments, self._files_from, self._null = arguments, files_from, null
-        self.once = files_from is not None and not os.path.isfile(files_from)
+        from w2v_runtime.inputs import Listing, list_inputs
+
+        self._arguments, self._files_from = arguments, files_from
+        self.passed_over = 0
+        self.piped = files_from is not None and not os.path.isfile(files_from)
+        self._listing = Listing(list_inputs(arguments, files_from, null, self._pass_over), ahead=not self.piped)
 
     @property
     def few(self) -> bool:
         """Whether they are a few files; what is left of them to do does not count, so that a resumed run is equal."""
         return self._files_from is None and len(self._arguments) <= _FEW and all(map(os.path.isfile, self._arguments))
 
-    def __iter__(self) -> Iterator[str]:
-        from w2v_runtime.inputs import list_inputs
-
-        return list_inputs(self._arguments, self._files_from, self._null)
+    def total(self) -> int | None:
+        """How many there are, once all are listed; None if the run ends before."""
+        return self._listing.total()
 
     def begun(self) -> Iterator[str]:
         """The inputs, once it is known that there is one; of a pipe that takes until its first line.
@@ -256,7 +261,7 @@ class Sources:
         Raises:
             RefusedError: there is none; the message names where they were looked for.
         """
-        inputs = iter(self)
+        inputs = iter(self._listing)
         first = next(inputs, None)
         if first is None:
             places = self._arguments[:_NAMED_PLACES]
@@ -265,8 +270,17 @@ class Sources:
             if self._files_from is not None:
                 places.append(f"the list {'on standard input' if self._files_from == '-' else self._files_from}")
             found = f"no audio was found in {', '.join(places)}"
-            raise RefusedError(f"{found}; name recordings, or folders that hold some.")
+            others = "".join(f" ({words})" for words in _passed_over(self.passed_over))
+            raise RefusedError(f"{found}; name recordings, or folders that hold some{others}.")
         return itertools.chain([first], inputs)
+
+    def _pass_over(self, path: str) -> None:  # noqa: ARG002
+        self.passed_over += 1
+
+
+def _passed_over(files: int) -> list[str]:
+    """What the summary says of files in folders that are no recordings."""
+    return [f"{terminal.count_of(files, 'other file')} passed over"] if files else []
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Final
 
@@ -10,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import AudioError
-from w2v_runtime import headers
-from w2v_runtime.sound import Sound, SoundError, open_regular
+from w2v_runtime import streams
+from w2v_runtime.formats import CONVERT
+from w2v_runtime.sound import Sound, SoundError
+from w2v_runtime.source import Source, open_content
+from w2v_runtime.streams import Stream
 
 #: Sample rates in Hz outside of this range are a damaged header, not a recording.
 MIN_RATE: Final = 1_000
@@ -27,40 +29,38 @@ _LOSSY_PART: Final = 0.01
 _FRAMES_PER_BYTE: Final = 16
 _FILLED_BYTES: Final = 65_536
 _PACKED: Final = frozenset(("FLAC", "OGG", "MP3"))
-_CONVERT: Final = "convert it with: ffmpeg -i IN -ar 16000 -ac 1 OUT.wav"
 
 
 class Decoder:
-    """One file, decoded once from front to back; streams joined in one MP3, Ogg or FLAC file follow one another.
+    """One source, decoded once from front to back; streams joined in one MP3, Ogg or FLAC file follow one another.
 
     ``rate`` (Hz) and ``channels`` hold for all of it; ``size`` is in bytes; ``frames`` counts what was decoded so far.
     Once ``blocks`` is exhausted, ``warnings`` says what is missing.
 
     Raises:
-        AudioError: the path is not a readable regular file, or holds nothing that can be decoded.
+        AudioError: the source cannot be read, or holds nothing that can be decoded.
+        TypeError: it is no source.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, source: Source) -> None:
         self.frames = 0
         self.warnings: tuple[str, ...] = ()
-        self._descriptor = open_regular(path)
+        self._content = open_content(source)
         try:
-            status = os.fstat(self._descriptor)
-            self.size, self._modified_ns = status.st_size, status.st_mtime_ns
+            self.size = self._content.size
+            self._kind, self._data, self._streams = streams.first_streams(self._content)
             self._sound = self._open_first()
             self.rate, self.channels = self._sound.rate, self._sound.channels
-            self._data = headers.data_chunk(self._descriptor, self.size)
             self._check_header()
         except BaseException:
-            os.close(self._descriptor)
+            self._content.close()
             raise
 
     def close(self) -> None:
         """Release the file; further calls do nothing."""
-        if self._descriptor >= 0:
+        if self._content.descriptor >= 0:
             self._sound.close()
-            os.close(self._descriptor)
-            self._descriptor = -1
+            self._content.close()
 
     @property
     def seconds(self) -> float:
@@ -82,11 +82,9 @@ class Decoder:
         yield from self._stream()
         while self._open_next():
             yield from self._stream()
-        self._check_unchanged()
+        self._content.check_unchanged()
         if self.frames == 0:
             raise AudioError(self._no_samples())
-        if self._sound.container == "OGG" and not self.warnings:
-            self._check_ogg_end()
 
     def _stream(self) -> Iterator[npt.NDArray[np.float32]]:
         before = self.frames
@@ -112,6 +110,9 @@ class Decoder:
             self._warn_cut(seconds * self._data.declared / max(1, self._data.available), seconds)
         if sound.cut:
             self._warn(f"truncated: the last MP3 frame is cut, {seconds:.2f} s could be decoded")
+        if not sound.stream.complete and decoded:
+            self._warn(f"truncated: the end of the Ogg stream is missing, {seconds:.2f} s could be decoded")
+            return
         if sound.declared is None or decoded >= sound.declared:
             return
         declared = sound.declared / self.rate
@@ -124,31 +125,63 @@ class Decoder:
 
     def _open_next(self) -> bool:
         """Go on to the stream behind the one that ended, if there is one."""
+        ended, following = self._sound, self._following()
+        if following is None:
+            return False
+        try:
+            self._sound = Sound(self._content, following, self._kind)
+        except SoundError as fault:
+            raise AudioError(
+                f"damaged: behind the first {self.seconds:.2f} s a further stream cannot be opened ({fault}); "
+                "restore the file from its source."
+            ) from None
+        ended.close()
+        sound = self._sound
+        if (sound.rate, sound.channels) != (self.rate, self.channels):
+            raise AudioError(
+                f"after {self.seconds:.2f} s the stream changes from {self.rate} Hz, {self.channels} channel(s), "
+                f"to {sound.rate} Hz, {sound.channels} channel(s); split the file there."
+            )
+        return True
+
+    def _following(self) -> Stream | None:
+        """The stream behind the one that was decoded."""
         ended = self._sound
-        for start in headers.stream_starts(self._descriptor, ended.container, ended.start, ended.position):
-            try:
-                following = Sound(self._descriptor, start)
-            except SoundError:
-                continue
-            ended.close()
-            self._sound = following
-            if (following.rate, following.channels) != (self.rate, self.channels):
-                raise AudioError(
-                    f"after {self.seconds:.2f} s the stream changes from {self.rate} Hz, {self.channels} channel(s), "
-                    f"to {following.rate} Hz, {following.channels} channel(s); split the file there."
-                )
-            return True
-        return False
+        match ended.container:
+            case "MP3":
+                stop = streams.before_tags(self._content, ended.stream).stop
+                return streams.next_mp3(self._content, ended.position, stop)
+            case "FLAC":
+                return streams.next_flac(self._content, ended.stream, ended.position, self._is_whole)
+            case _:
+                return next(self._streams, None)
+
+    def _is_whole(self, stream: Stream) -> bool:
+        """Whether a part of the stream that was decoded holds all of its samples."""
+        declared, frames = self._sound.declared, 0
+        try:
+            part = Sound(self._content, stream, self._kind)
+            while block := len(part.read()):
+                frames += block
+        except SoundError:
+            return False
+        part.close()
+        return frames == declared
 
     def _open_first(self) -> Sound:
         if self.size == 0:
             raise AudioError("no samples: the file is empty.")
+        stream = next(self._streams)
+        if stream.start == self.size:
+            raise AudioError("no samples: there is a tag and nothing behind it.")
         try:
-            return Sound(self._descriptor)
+            return Sound(self._content, stream, self._kind)
         except SoundError as fault:
-            foreign = headers.foreign_format(os.pread(self._descriptor, 512, 0))
-            what = f": this looks like {foreign}" if foreign else f" or a damaged header ({fault})"
-            raise AudioError(f"unsupported format{what}; {headers.NOT_AUDIO.get(foreign or '', _CONVERT)}") from None
+            if self._kind is not None and self._kind.help:
+                what, help_ = f": this looks like {self._kind.name}", self._kind.help
+            else:
+                what, help_ = f" or a damaged header ({fault})", CONVERT
+            raise AudioError(f"unsupported format{what}; {help_}") from None
 
     def _check_header(self) -> None:
         check_layout(self.rate, self.channels)
@@ -162,24 +195,12 @@ class Decoder:
         if self._sound.container not in _PACKED and self.frames > _FRAMES_PER_BYTE * (self.size + _FILLED_BYTES):
             raise AudioError(
                 f"damaged: the header declares more than {self.size} bytes can hold, and the decoder goes on behind "
-                f"the end of the file; {_CONVERT}"
+                f"the end of the file; {CONVERT}"
             )
-
-    def _check_unchanged(self) -> None:
-        status = os.fstat(self._descriptor)
-        if (status.st_size, status.st_mtime_ns) != (self.size, self._modified_ns):
-            raise AudioError(
-                f"written to while it was read: it had {self.size} bytes and has {status.st_size} now; "
-                "embed it again once it is complete."
-            )
-
-    def _check_ogg_end(self) -> None:
-        if not headers.ogg_is_complete(self._descriptor, self.size):
-            self._warn(f"truncated: the end of the Ogg stream is missing, {self.seconds:.2f} s could be decoded")
 
     def _no_samples(self) -> str:
         if self._data is not None and self._data.declared == 0 and self._data.available:
-            return f"no samples: the header's data size is 0, though {self._data.available} bytes follow; {_CONVERT}"
+            return f"no samples: the header's data size is 0, though {self._data.available} bytes follow; {CONVERT}"
         return "no samples: there is a header and no audio behind it."
 
     def _warn_cut(self, declared: float, decoded: float) -> None:
@@ -196,6 +217,8 @@ def check_layout(rate: float, channels: int) -> None:
         AudioError: one is out of bounds.
     """
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError(f"the sample rate {rate} Hz is not between {MIN_RATE} and {MAX_RATE} Hz; correct the header.")
+        raise AudioError(
+            f"the sample rate {rate} Hz is not between {MIN_RATE} and {MAX_RATE} Hz; correct the header, or the rate."
+        )
     if not 1 <= channels <= MAX_CHANNELS:
         raise AudioError(f"{channels} channels are not between 1 and {MAX_CHANNELS}; the shape is (frames, channels).")

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Final
+from queue import SimpleQueue
+from typing import Final
 
 from w2v_models.errors import RefusedError
-
-_SUFFIXES: Final = (
-    *(".wav", ".wave", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"),
-    *(".au", ".snd", ".sph", ".caf", ".m4a", ".aac", ".amr"),
-)
-#: First bytes of audio files, whatever their name.
-_MAGIC: Final = (b"RF64", b"riff\x2e\x91\xcf\x11", b"fLaC", b"OggS", b"ID3", b".snd", b"NIST_1A", b"caff")
-#: First bytes of containers that hold other things too, such as pictures, and what bytes 8 to 12 say of audio.
-_CONTAINERS: Final = {b"RIFF": (b"WAVE",), b"RIFX": (b"WAVE",), b"FORM": (b"AIFF", b"AIFC")}
-_READ_BYTES: Final = 1 << 16
+from w2v_runtime import formats
+from w2v_runtime.lists import check_list as check_list
+from w2v_runtime.lists import read_list
 
 
 @dataclass(frozen=True)
@@ -45,6 +38,10 @@ class Shard:
         """Whether the input at ``position`` (from 0) belongs to this part."""
         return position % self.count == self.index - 1
 
+    def size(self, inputs: int) -> int:
+        """How many of so many inputs belong to this part."""
+        return len(range(self.index - 1, inputs, self.count))
+
 
 def is_shard(text: str) -> bool:
     """Whether a text is ``I/N`` with I in 1 … N."""
@@ -56,23 +53,85 @@ def is_shard(text: str) -> bool:
 ALL: Final = Shard()
 
 
-def list_inputs(arguments: Iterable[str], files_from: str | None = None, null: bool = False) -> Iterator[str]:
+class Listing:
+    """Inputs that are listed once, ahead of their use and counted at the end; to be iterated once.
+
+    Args:
+        inputs: as they are found.
+        ahead: whether a thread lists them. What may not come to an end soon, such as a pipe, is listed as it is used.
+    """
+
+    def __init__(self, inputs: Iterable[str], ahead: bool = True) -> None:
+        self._inputs, self._ahead = inputs, ahead
+        self._count = 0
+        self._ended = threading.Event()
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self._from_thread() if self._ahead else self._listed()
+
+    def total(self) -> int | None:
+        """How many there are, once the last one is listed; None if that ends before."""
+        self._ended.wait()
+        return None if self._stopped else self._count
+
+    def _listed(self) -> Iterator[str]:
+        complete = False
+        try:
+            for path in self._inputs:
+                if self._stopped:
+                    return
+                self._count += 1
+                yield path
+            complete = True
+        finally:
+            self._stopped = self._stopped or not complete
+            self._ended.set()
+
+    def _from_thread(self) -> Iterator[str]:
+        found: SimpleQueue[str | BaseException | None] = SimpleQueue()
+        threading.Thread(target=self._fill, args=(found,), name="w2v-list", daemon=True).start()
+        try:
+            while isinstance(item := found.get(), str):
+                yield item
+            if item is not None:
+                raise item
+        finally:
+            self._stopped = self._stopped or not self._ended.is_set()
+
+    def _fill(self, found: SimpleQueue[str | BaseException | None]) -> None:
+        try:
+            for path in self._listed():
+                found.put(path)
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
+
+def list_inputs(
+    arguments: Iterable[str],
+    files_from: str | None = None,
+    null: bool = False,
+    pass_over: Callable[[str], None] = lambda path: None,
+) -> Iterator[str]:
     """Every input path, in a fixed order: the arguments (a folder's audio sorted by name), then the list's lines.
 
+    ``pass_over`` is told each file of a folder that is none.
+
     Raises:
-        RefusedError: the list cannot be read.
+        RefusedError: the list cannot be read, or is none.
     """
     for argument in arguments:
         if os.path.isdir(argument):
-            yield from _search(argument)
+            yield from _search(argument, pass_over)
         else:
             yield argument
     if files_from is not None:
-        yield from _read_list(files_from, b"\0" if null else b"\n")
+        yield from read_list(files_from, null)
 
 
-def _search(folder: str) -> Iterator[str]:
-    """Audio files below a folder. Links to folders are followed once, so that loops end."""
+def _search(folder: str, pass_over: Callable[[str], None]) -> Iterator[str]:
+    """Recordings below a folder, but for what is hidden. Links to folders are followed once, so that loops end."""
     seen: set[tuple[int, int]] = set()
     pending = [folder]
     while pending:
@@ -86,8 +145,17 @@ def _search(folder: str) -> Iterator[str]:
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        yield from (entry.path for entry in entries if not _is_folder(entry) and _is_audio(entry))
-        pending.extend(entry.path for entry in reversed(entries) if _is_folder(entry))
+        folders = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                folders.append(entry.path)
+            elif _is_recording(entry):
+                yield entry.path
+            else:
+                pass_over(entry.path)
+        pending.extend(reversed(folders))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -97,53 +165,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_audio(entry: os.DirEntry[str]) -> bool:
+def _is_recording(entry: os.DirEntry[str]) -> bool:
     """By suffix, else by the first bytes of a regular file."""
-    if entry.name.startswith("."):
-        return False
-    if os.path.splitext(entry.name)[1].lower() in _SUFFIXES:
-        return True
+    told = formats.by_name(entry.name)
+    if told is not None:
+        return told.recording
     try:
         if not entry.is_file():
             return False
-        with open(entry.path, "rb") as file:
-            head = file.read(16)
+        descriptor = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return formats.is_recording(os.read(descriptor, formats.HEAD_BYTES))
+        finally:
+            os.close(descriptor)
     except OSError:
         return False
-    return head.startswith(_MAGIC) or head[8:12] in _CONTAINERS.get(head[:4], ())
-
-
-def check_list(name: str) -> None:
-    """Refuse a list that cannot be read, without reading any of it: it may be a pipe.
-
-    Raises:
-        RefusedError: it is missing, a folder, or not readable.
-    """
-    if name == "-":
-        return
-    reason = None if os.access(name, os.R_OK) else "permission denied" if os.path.exists(name) else "no such file"
-    if os.path.isdir(name):
-        reason = "it is a folder; name it as an input to search it"
-    if reason:
-        raise RefusedError(f"the list {name} cannot be read: {reason}.")
-
-
-def _read_list(name: str, separator: bytes) -> Iterator[str]:
-    if name == "-":
-        yield from _split(sys.stdin.buffer, separator)
-        return
-    try:
-        with Path(name).open("rb") as file:
-            yield from _split(file, separator)
-    except OSError as error:
-        raise RefusedError(f"the list {name} cannot be read: {error.strerror}.") from None
-
-
-def _split(file: BinaryIO, separator: bytes) -> Iterator[str]:
-    """Paths as they stream in; bytes that are not UTF-8 are kept (``os.fsdecode``). Empty lines are skipped."""
-    rest = b""
-    while block := file.read(_READ_BYTES):
-        *lines, rest = (rest + block).split(separator)
-        yield from map(os.fsdecode, filter(None, lines))
-    if rest:
-        yield os.fsdecode(rest)

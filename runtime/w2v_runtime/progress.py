@@ -6,10 +6,9 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
-from w2v_models.errors import W2VError
 from w2v_runtime.inputs import Shard
 
 if TYPE_CHECKING:
@@ -18,12 +17,16 @@ if TYPE_CHECKING:
 Progress = Callable[["Summary"], None]
 
 
-@contextlib.contextmanager
-def shown(inputs: Iterable[str], shard: Shard, hidden: bool) -> Iterator[Progress]:
-    """Show a run's progress on standard error while the block runs; nothing where that is no terminal.
+class Listed(Protocol):
+    """Inputs that are listed while they are used."""
 
-    The inputs are counted beside the run, if they can be listed more than once (``inputs.once`` is not true).
-    """
+    def total(self) -> int | None:
+        """How many there are, once all are listed; None if that is never known."""
+
+
+@contextlib.contextmanager
+def shown(inputs: Listed, shard: Shard, hidden: bool) -> Iterator[Progress]:
+    """Show a run's progress on standard error while the block runs; nothing where that is no terminal."""
     if hidden or not sys.stderr.isatty():
         yield lambda summary: None
         return
@@ -44,8 +47,12 @@ def shown(inputs: Iterable[str], shard: Shard, hidden: bool) -> Iterator[Progres
     columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), Work(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("files", total=None)
-        if not getattr(inputs, "once", False):
-            threading.Thread(target=lambda: bar.update(task, total=_count(inputs, shard)), daemon=True).start()
+
+        def count() -> None:
+            total = inputs.total()
+            bar.update(task, total=None if total is None else shard.size(total))
+
+        threading.Thread(target=count, daemon=True).start()
 
         def update(summary: Summary) -> None:
             latest[:] = [summary]
@@ -58,10 +65,3 @@ def _done(summary: Summary, elapsed: float) -> str:
     seconds = summary.audio_seconds + summary.running_seconds
     text = f"files · {seconds / 3600:.2f} h · {seconds / max(elapsed, 1e-9):.1f} × real time"
     return f"{text} · {summary.failed} failed" if summary.failed else text
-
-
-def _count(inputs: Iterable[str], shard: Shard) -> int | None:
-    try:
-        return sum(shard.holds(index) for index, _ in enumerate(inputs))
-    except W2VError:
-        return None  # the run itself says what is wrong with them

@@ -1,13 +1,12 @@
-"""libsndfile through soundfile, made safe for files of unknown origin: what it opens, how it reads, what it prints."""
+"""libsndfile through soundfile, made safe for files of unknown origin: what it opens and how it reads."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import io
 import os
-import stat
-import threading
-from types import TracebackType
+from bisect import bisect_right
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,7 +14,11 @@ import numpy.typing as npt
 import soundfile
 
 from w2v_models.errors import AudioError
-from w2v_runtime.headers import mp3_declares_frames
+from w2v_runtime import formats, mpeg
+from w2v_runtime.cstreams import silenced
+from w2v_runtime.formats import Format
+from w2v_runtime.source import Content, reason_of
+from w2v_runtime.streams import Stream, before_tags
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -28,9 +31,19 @@ _UNKNOWN_FRAMES: Final = 1 << 62
 #: What libsndfile takes for the resource fork of a file without a name that it does not know by its first bytes: this
 #: file of the current folder, whatever it is. Most MP3 files are among those.
 _FORK: Final = "._"
+#: Kinds whose decoders print; of what is of no known kind, libsndfile may make anything.
+_PRINTING: Final = (None, formats.MP3, formats.SDS)
+_PRINTING_CONTAINERS: Final = ("MP3", "SDS")
+#: Containers in which libsndfile reports that the system could not read, but for encodings that come in blocks. In
+#: others it takes zeros for what it could not read of the header.
+_REPORTING: Final = ("WAV", "WAVEX", "AIFF", "AU", "FLAC", "OGG", "MP3")
+_IN_BLOCKS: Final = ("IMA_ADPCM", "MS_ADPCM", "G721", "G723", "GSM", "NMS", "DWVW", "ALAC", "VOX")
+#: libsndfile's number for an error of the system.
+_SYSTEM_ERROR: Final = 2
 #: The highest bit rate of an MP3 frame is 40 times the lowest.
 _MP3_STRETCH: Final = 40
 _MP3_FRAME: Final = 1152
+_MP3_HEAD: Final = 512
 _ID3V1_BYTES: Final = 128
 _FAULTS: Final = (soundfile.SoundFileError, OSError, RuntimeError, ValueError, MemoryError)
 
@@ -39,112 +52,129 @@ class SoundError(Exception):
     """The decoder's own words for why it cannot open or go on."""
 
 
-def open_regular(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a regular file, without ever waiting for, or waking, anything that is not one.
-
-    Raises:
-        AudioError: the path is something else, or cannot be opened.
-    """
-    try:
-        _expect_regular(os.stat(path))
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise AudioError("does not exist, or no longer; check the path.") from None
-    except AudioError:
-        raise
-    except (OSError, ValueError) as error:
-        raise AudioError(f"cannot be opened ({_reason(error)}); check the path and its permissions.") from None
-    try:
-        _expect_regular(os.fstat(descriptor))  # it may have been replaced since
-    except AudioError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _expect_regular(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError("not a regular file; name an audio file.")
-
-
 class Sound:
-    """One stream of a file, read from front to back: the first, or the one that begins at byte ``start``.
+    """One stream of a file, read from front to back.
 
     ``rate`` is in Hz; ``container`` is libsndfile's name of the format. ``declared`` is the untrusted number of frames
     in the header, None where it has none; ``estimated`` is that number, or a guess from the size. ``cut`` says that the
     file ended within an MP3 frame.
 
+    Args:
+        content: the file.
+        stream: where in it.
+        kind: what its first bytes say it is.
+
     Raises:
         SoundError: libsndfile cannot open it.
+        AudioError: the system cannot read it.
     """
 
-    def __init__(self, descriptor: int, start: int = 0) -> None:
-        self.start = start
+    def __init__(self, content: Content, stream: Stream, kind: Format | None) -> None:
+        self.stream = stream
         self.cut = False
+        self._content = content
         self._frames = 0
-        self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size
-        self._rest = _Rest(descriptor, start) if start else None
+        self._view: _View | None = None
+        self._prints = kind in _PRINTING
         self._file = self._open()
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.container: str = self._file.format
+        self._prints = self.container in _PRINTING_CONTAINERS
         frames: int = self._file.frames
         self.declared = frames if frames < _UNKNOWN_FRAMES else None
         # Lossless compression leaves about one byte of a sample.
-        self.estimated = frames if self.declared is not None else self._size // self.channels
+        self.estimated = frames if self.declared is not None else content.size // self.channels
         self._step = max(1, BLOCK_SAMPLES // self.channels)
+        self._unbounded = False
         if self.container == "MP3":
             self._step = min(self._step, self.rate)  # all of the block in which mpg123 meets damage is lost
-        self._unbounded = self.container == "MP3" and not mp3_declares_frames(descriptor, start)
+            self._unbounded = not mpeg.declares_frames(content.read(stream.start, _MP3_HEAD))
         if self._unbounded:
             self._open_unbounded_mp3()
+        elif self.container == "FLAC" and self.declared is None:
+            self.stream = before_tags(content, stream)  # which libFLAC takes for damage where it does not know the end
+            self._open_view()
+        elif self._view is None and not self._reports_errors():
+            self._open_view()
 
     def _open(self) -> _Sequential:
-        try:
-            with _C_STREAMS:  # a descriptor is read without Python's lock, faster than a Python file
-                file = _Sequential(self._rest or self._descriptor, "r", closefd=False)
-        except _FAULTS as fault:
-            raise SoundError(_reason(fault) + (f"; {_fork_reason()}" if os.path.lexists(_FORK) else "")) from None
-        if file.format == "SD2":
-            raise SoundError(_fork_reason())
-        return file
+        """Open the descriptor at the stream's first byte, which is fast, or a view where that cannot be."""
+        start = self.stream.start
+        if self.stream.runs == ((start, self._content.size),):
+            with contextlib.suppress(SoundError) if start else contextlib.nullcontext():
+                os.lseek(self._content.descriptor, start, os.SEEK_SET)
+                return self._opened(self._content.descriptor)
+        self._view = _View(self._content, self.stream)
+        return self._opened(self._view)
+
+    def _open_view(self, stretch: int = 1) -> None:
+        """Open again as a view."""
+        self.close()
+        self._view = _View(self._content, self.stream, stretch)
+        self._file = self._opened(self._view)
 
     def _open_unbounded_mp3(self) -> None:
-        """Open again as if the file were longer.
+        """Open again without the tags at the end, and as if the file were longer.
 
         Without a frame count, libsndfile stops where the whole would end had all frames the size of the first.
         """
-        self.close()
         self.declared = None
         self._step = 4 * _MP3_FRAME  # and so is that with the last frame, if it is cut
-        self._rest = _Rest(self._descriptor, self.start, _MP3_STRETCH)
-        self._file = self._open()
+        self.stream = before_tags(self._content, self.stream)
+        self._open_view(_MP3_STRETCH)
+
+    def _reports_errors(self) -> bool:
+        return self.container in _REPORTING and not self._file.subtype.startswith(_IN_BLOCKS)
+
+    def _opened(self, place: int | _View) -> _Sequential:
+        try:
+            with silenced(self._prints):  # a descriptor is read without Python's lock, faster than a Python file
+                file = _Sequential(place, "r", closefd=False)
+        except _FAULTS as fault:
+            self._check_read()
+            self._content.check_readable(self.position)
+            raise SoundError(_reason(fault) + (f"; {_fork_reason()}" if os.path.lexists(_FORK) else "")) from None
+        if file.format == "SD2":
+            raise SoundError(_fork_reason())
+        self._check_read()
+        return file
 
     def read(self) -> npt.NDArray[np.float32]:
         """The next frames (n, channels) of at most ``BLOCK_SAMPLES`` samples in all, n = 0 at the end of the stream.
 
         Raises:
             SoundError: the stream is damaged.
+            AudioError: the system cannot read it.
         """
         frames = self._step
         if self.container == "FLAC" and self.declared is not None:
             frames = min(frames, self.declared - self._frames)  # libFLAC takes tags behind the stream for damage
         try:
-            with _C_STREAMS:
+            with silenced(self._prints):
                 block: npt.NDArray[np.float32] = self._file.read(frames, dtype="float32", always_2d=True)
         except _FAULTS as fault:
-            if self._unbounded and self.position >= self._size:
+            self._check_read()
+            self._content.check_readable(self.position)
+            if getattr(fault, "code", None) == _SYSTEM_ERROR:  # it could not be read, and can be again
+                raise AudioError(f"cannot be read ({_reason(fault)}); check the disk or the network.") from None
+            if self._unbounded and self.position >= self.stream.stop:
                 self.cut = True
                 return np.empty((0, self.channels), np.float32)
             raise SoundError(_reason(fault)) from None
+        self._check_read()
         self._frames += len(block)
         return block
+
+    def _check_read(self) -> None:
+        """Raise what kept a view from reading, which the decoder took for the end of the file."""
+        if self._view is not None and self._view.fault is not None:
+            raise self._view.fault
 
     @property
     def position(self) -> int:
         """The byte of the file up to which the decoder has read."""
-        return self._rest.position if self._rest else os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        return self._view.position if self._view else os.lseek(self._content.descriptor, 0, os.SEEK_CUR)
 
     @property
     def frames_decoded(self) -> int:
@@ -155,12 +185,9 @@ class Sound:
             return 0
 
     def close(self) -> None:
-        """Release the decoder; the descriptor stays open."""
-        try:
-            with _C_STREAMS:
-                self._file.close()
-        except _FAULTS:
-            pass  # nothing was written, so nothing is lost
+        """Release the decoder; the file stays open."""
+        with contextlib.suppress(*_FAULTS), silenced(self._prints):
+            self._file.close()  # nothing was written, so nothing is lost
 
 
 class _Sequential(soundfile.SoundFile):
@@ -170,83 +197,63 @@ class _Sequential(soundfile.SoundFile):
         return False
 
 
-class _Rest(io.RawIOBase):
-    """A file from byte ``start`` on as a file of its own, which claims to be ``stretch`` times as long as it is.
+class _View(io.RawIOBase):
+    """A stream of a file as a file of its own, which claims to be ``stretch`` times as long as it is.
 
-    libsndfile opens most formats only at byte 0 of a descriptor.
+    ``fault`` is what kept the system from reading; the decoder only saw the end of the file.
     """
 
-    def __init__(self, descriptor: int, start: int, stretch: int = 1) -> None:
-        self._descriptor, self._start = descriptor, start
-        self._end = start + stretch * (os.fstat(descriptor).st_size - start)
+    def __init__(self, content: Content, stream: Stream, stretch: int = 1) -> None:
+        self.fault: AudioError | None = None
+        self._content, self._runs = content, stream.runs
+        self._edges = (0, *accumulate(stop - start for start, stop in stream.runs))
+        self._end = stretch * self._edges[-1]
         self._stretched = stretch > 1
-        self.position = start
+        self._at = 0
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         wanted = memoryview(buffer).nbytes
-        content = os.pread(self._descriptor, wanted, self.position)
-        if self._stretched and self.position == self._end - _ID3V1_BYTES:
+        if self._stretched and self._at == self._end - _ID3V1_BYTES:
             content = bytes(min(wanted, _ID3V1_BYTES))  # mpg123 gives up on a length behind which it cannot read a tag
+        else:
+            content = self._read(wanted)
         memoryview(buffer)[: len(content)] = content
-        self.position += len(content)
+        self._at += len(content)
         return len(content)
 
+    def _read(self, wanted: int) -> bytes:
+        """The next bytes, across runs, since libsndfile takes fewer than it wanted for the end of the file."""
+        blocks, at = [], self._at
+        try:
+            for run in range(self._run, len(self._runs)):
+                length = min(self._edges[run + 1], self._at + wanted) - at
+                if length <= 0:
+                    break
+                blocks.append(self._content.read(self._runs[run][0] + at - self._edges[run], length))
+                at += length
+        except AudioError as error:
+            self.fault = error
+            return b""
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+    @property
+    def _run(self) -> int:
+        """The run in which it stands."""
+        return bisect_right(self._edges, self._at) - 1
+
+    @property
+    def position(self) -> int:
+        """The byte of the whole file at which it stands."""
+        run = self._run
+        return self._runs[-1][1] if run == len(self._runs) else self._runs[run][0] + self._at - self._edges[run]
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: self._start, os.SEEK_CUR: self.position, os.SEEK_END: self._end}[whence]
-        self.position = max(self._start, origin + offset)
-        return self.tell()
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+        self._at = origin + offset if origin + offset >= 0 else self._at  # as a descriptor stays where it was
+        return self._at
 
     def tell(self) -> int:
-        return self.position - self._start
-
-
-class _CStreams:
-    """While any thread is inside the decoder, the C library's ``stdout`` and ``stderr`` lead nowhere.
-
-    mpg123 prints what it finds odd about an MP3, libsndfile what it does about a sample dump (SDS). Only the pointers
-    that C code prints through are exchanged, for the time of a call, counted over threads: the descriptors,
-    ``sys.stdout`` and ``sys.stderr`` stay as they are. Without glibc it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._streams: list[ctypes.c_void_p] = []
-        self._shown: list[int | None] = []
-        if _has_glibc():
-            library = ctypes.CDLL(None)
-            library.fopen.restype = ctypes.c_void_p
-            self._nowhere = library.fopen(os.devnull.encode(), b"we")
-            if self._nowhere:
-                self._streams = [ctypes.c_void_p.in_dll(library, name) for name in ("stdout", "stderr")]
-
-    def __enter__(self) -> None:
-        if not self._streams:
-            return
-        with self._lock:
-            if self._users == 0:
-                self._shown = [stream.value for stream in self._streams]
-                for stream in self._streams:
-                    stream.value = self._nowhere
-            self._users += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._streams:
-            return
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                for stream, shown in zip(self._streams, self._shown, strict=True):
-                    stream.value = shown
-
-
-def _has_glibc() -> bool:
-    try:
-        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
-    except (ValueError, OSError):
-        return False
+        return self._at
 
 
 def _fork_reason() -> str:
@@ -257,9 +264,4 @@ def _fork_reason() -> str:
 def _reason(fault: BaseException) -> str:
     if isinstance(fault, soundfile.LibsndfileError):
         return str(fault.error_string).rstrip(".")
-    if isinstance(fault, OSError) and fault.strerror:
-        return fault.strerror
-    return str(fault).rstrip(".") or type(fault).__name__
-
-
-_C_STREAMS: Final = _CStreams()
+    return reason_of(fault)

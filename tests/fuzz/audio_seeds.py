@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 import soundfile
+from nested_seeds import nested
 
 RATE = 16_000
 #: Formats that one stream can follow another in.
@@ -16,17 +17,20 @@ _UNREADABLE = {"RAW", "SD2"}
 #: Rates and channels that change the layout of what is written.
 _LAYOUTS = ((RATE, 1), (44_100, 2), (8_000, 6))
 _FRAMES = 400
+#: The fuzzer keeps no more of an input.
+_LONGEST = 16_384
 
 
 def audio_seeds() -> dict[str, bytes]:
-    """Seeds by name: each format with each of its encodings, then files as other programs leave them."""
+    """Seeds by name: each format with each of its encodings, files as other programs leave them, files in others."""
     seeds = {}
     for kind in sorted(set(soundfile.available_formats()) - _UNREADABLE):
         for subtype in soundfile.available_subtypes(kind):
             for rate, channels in _LAYOUTS:
                 if content := encoded(kind, subtype, rate, channels):
                     seeds[f"{kind}-{subtype}-{rate}-{channels}"] = content
-    return seeds | _odd(seeds)
+    inside = {name: seed.content for name, seed in nested(_FRAMES, RATE).items() if len(seed.content) <= _LONGEST}
+    return seeds | _odd(seeds) | inside
 
 
 def encoded(kind: str, subtype: str, rate: int = RATE, channels: int = 1, frames: int = _FRAMES) -> bytes:

@@ -25,6 +25,10 @@ _HEAD: Final = 256
 _REPAIRED: Final = 0.8
 _MAX_PROTOBUF_DEPTH: Final = 6
 _MARK: Final = "deeply nested lists go here"
+#: Between paths, at the front of a list, in the middle of a letter; and a path longer than a block.
+_SEPARATORS: Final = (
+    *(b"\n", b"\r\n", b"\r", b"\0", b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\xd8", b"x" * 70_000),
+)
 _JSON_VALUES: Final[tuple[Any, ...]] = (
     None, True, False, 0, -1, 1, 2, 1 << 31, 1 << 64, 10**400, -(10**400), 0.5, 1e308, float("nan"), float("inf"),
     "", "a", "../x", "/etc/passwd", "onnx/model.onnx", "a\0b", "\ud800", "\x1b[2J", "é" * 300, [], {}, [[]], {"": 0},
@@ -39,6 +43,20 @@ def audio(random: Random, content: bytes) -> bytes:
     if random.random() < _REPAIRED:
         changed = _repair_ogg(_repair_flac(changed))
     return bytes(changed)
+
+
+def lists(random: Random, content: bytes) -> bytes:
+    """A change of blocks, of separators, or of letters as another encoding writes them; the kind stays."""
+    kind, content = content[:1], content[1:]
+    if random.random() < 0.1:
+        kind = random.choice((targets.LINES_KIND, targets.NULL_KIND))
+    if random.random() < 0.5:
+        return kind + bytes(random.choice((_cut, _repeat, _remove, _swap, _zero))(random, bytearray(content)))
+    start, _ = _span(random, bytearray(content))
+    piece = random.choice(
+        (b"\n", b"\r\n", b"\r", b"\0", b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\xd8", b"x" * 70_000)
+    )
+    return kind + content[:start] + piece + content[start:]
 
 
 def _set_number(random: Random, content: bytearray) -> bytearray:
@@ -294,4 +312,4 @@ def _varint(number: int) -> bytes:
     return bytes([*encoded, number])
 
 
-MUTATORS: Final = {"audio": audio, "bundle": bundle, "journal": journal}
+MUTATORS: Final = {"audio": audio, "lists": lists, "bundle": bundle, "journal": journal}

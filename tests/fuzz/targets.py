@@ -1,6 +1,7 @@
 """What is fuzzed: one function a target, which takes an input and raises where a promise is broken.
 
-Whatever else is wrong with an input is an ``AudioError`` or a ``BundleError``, and both are one printable line.
+Whatever else is wrong with an input is an ``AudioError``, a ``RefusedError`` or a ``BundleError``, each one printable
+line.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from google.protobuf.message import DecodeError
 from journal_seeds import MADE, VALUES, write_output
 
 from w2v_models.bundle import MANIFEST, Bundle
-from w2v_models.errors import AudioError, BundleError, OutputError, W2VError
+from w2v_models.errors import AudioError, BundleError, OutputError, RefusedError, W2VError
 from w2v_models.manifest import Manifest
 from w2v_runtime.audio import MAX_DECLARED_SECONDS, declared_seconds, open_audio, read_audio
 from w2v_runtime.journal import Header, Stamp
+from w2v_runtime.lists import read_list
 from w2v_runtime.onnx_file import OnnxFile, check_graph
 from w2v_runtime.onnx_format import Tensor
 from w2v_runtime.readback import FinishedOutput
@@ -40,7 +42,7 @@ _FRAMES_PER_BYTE: Final = 8_192
 #: The lowest sample rate that is read, in Hz.
 _LOWEST_RATE: Final = 1_000
 _HEADROOM: Final = 65_536
-#: One in so many inputs, if it is no longer than this, is also read at once: that joins the blocks, no more.
+#: One in so many inputs, if it is no longer than this, is also read at once, from its bytes.
 _WHOLE_EVERY: Final = 8
 _WHOLE_SECONDS: Final = 60
 _LONGEST_MESSAGE: Final = 2_000
@@ -49,6 +51,9 @@ _SECONDS: Final = 10
 #: The first byte of an input of the target ``bundle``: what the rest of it is.
 MANIFEST_KIND: Final = b"m"
 GRAPH_KIND: Final = b"g"
+#: The first byte of an input of the target ``lists``: how its paths are separated.
+LINES_KIND: Final = b"l"
+NULL_KIND: Final = b"0"
 
 
 class BrokenPromiseError(AssertionError):
@@ -66,7 +71,7 @@ def audio(content: bytes, folder: Path) -> None:
         with _only(AudioError):
             decoded = _read_blocks(path, len(content))
             if len(content) % _WHOLE_EVERY == 0 and decoded <= _WHOLE_SECONDS:
-                whole = read_audio(path, RATE)
+                whole = read_audio(content, RATE)
                 _expect(abs(whole.duration - decoded) < 1e-9, f"{whole.duration} s at once, {decoded} s in blocks")
                 _check_samples(whole.samples)
 
@@ -89,6 +94,19 @@ def _read_blocks(path: Path, size: int) -> float:
 def _check_samples(samples: np.ndarray) -> None:
     _expect(samples.ndim == 1 and samples.dtype == np.float32, f"{samples.dtype} {samples.shape}")
     _expect(bool(np.isfinite(samples).all()), "a sample is not finite")
+
+
+def lists(content: bytes, folder: Path) -> None:
+    """Read a list of any bytes: paths that stand in it, or ``RefusedError``."""
+    null, content = content[:1] == NULL_KIND, content[1:]
+    path = folder / "list"
+    path.write_bytes(content)
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in content and not null
+    with _bounded(), _only(RefusedError):
+        for name in read_list(str(path), null):
+            _expect(bool(name), "a path is empty")
+            _expect(("\0" if null else "\n") not in name, f"{name!r} holds its separator")
+            _expect(wide or os.fsencode(name) in content, f"{name!r} is not in the list")
 
 
 def bundle(content: bytes, folder: Path) -> None:
@@ -250,4 +268,9 @@ def _go_on(output: Path, header: Header, made: dict[str, Embedding]) -> None:
                 _expect(embedding.values.nbytes <= len(VALUES), f"values of {embedding.values.shape}")
 
 
-TARGETS: Final[dict[str, Callable[[bytes, Path], None]]] = {"audio": audio, "bundle": bundle, "journal": journal}
+TARGETS: Final[dict[str, Callable[[bytes, Path], None]]] = {
+    "audio": audio,
+    "lists": lists,
+    "bundle": bundle,
+    "journal": journal,
+}

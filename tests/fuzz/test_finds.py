@@ -20,13 +20,14 @@ import mutators
 import targets
 from audio_seeds import audio_seeds, encoded
 from bundle_seeds import bundle_seeds
+from list_seeds import list_seeds
 
 from w2v_models.errors import AudioError, BundleError
 from w2v_models.manifest import Manifest
 from w2v_runtime import library
 from w2v_runtime.audio import read_audio
 
-SEEDS = {"audio": audio_seeds, "bundle": bundle_seeds}
+SEEDS = {"audio": audio_seeds, "lists": list_seeds, "bundle": bundle_seeds}
 #: Changes tried by this test, of each target; the fuzzer tries hundreds of thousands.
 CHANGES = 300
 
