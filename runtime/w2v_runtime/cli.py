@@ -188,8 +188,8 @@ def _run(
         return Embedder(bundle, device, precision, threads, options.windowing, request, prepack=not sources.few)
 
     if options.format == "stdout":
-        inputs = sources.begun()
-        return stream(open_embedder(), inputs, options)
+        first_lines = sources.begun()
+        return stream(open_embedder(), first_lines, options)
     header = header_of(bundle, precision, options)
     with locked(options.output) as lock:
         check_output(options, header)
