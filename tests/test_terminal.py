@@ -265,3 +265,49 @@ def test_an_export_refuses_before_it_begins(tmp_path, monkeypatch, arguments, sa
     environment = os.environ | {"HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout == "False\n"
+
+
+#: Code that lets a line of progress stand for every tenth of a second, and makes each stage of a run last longer.
+LOGGED = """
+import time
+from w2v_runtime import progress, run
+from w2v_runtime.embedder import Embedder
+from w2v_runtime.spool import Spool
+progress._LOG_SECONDS = 0.1
+def slowed(function):
+    def slow(*arguments, **options):
+        time.sleep(0.12)
+        return function(*arguments, **options)
+    return slow
+Embedder.embed_batch, Spool.recall, run._write = map(slowed, (Embedder.embed_batch, Spool.recall, run._write))
+"""
+
+
+def test_a_run_without_a_terminal_writes_a_log(bundles, recordings, tmp_path):
+    """Every few minutes a line of what is done and how fast, in each stage; none with --no-progress."""
+    arguments = (recordings, "-m", bundles("base"), "-o", tmp_path / "out.npz", "--batch-seconds", "1")
+    code, errors = embed(*arguments, before=LOGGED)
+    assert code == 0
+    *lines, _ = errors.splitlines()
+    assert any(re.fullmatch(r"w2v-embed: [1-5] of 5 files · 0\.00 h · [\d.]+ × real time", line) for line in lines), (
+        errors
+    )
+    assert any(re.fullmatch(r"w2v-embed: [1-5] of 5 files · writing", line) for line in lines), errors
+    os.utime(recordings / "a.wav", ns=(0, 0))
+    code, errors = embed(*arguments, "--resume", before=LOGGED)
+    assert code == 0
+    assert any(re.fullmatch(r"w2v-embed: [1-5] of 5 files · checking", line) for line in errors.splitlines()), errors
+    code, errors = embed(*arguments, "--overwrite", "--no-progress", before=LOGGED)
+    assert code == 0
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_terminal_shows_each_stage(bundles, recordings, tmp_path):
+    """While --resume looks at what is finished, and while the output is written, the count is that of the stage."""
+    arguments = (recordings, "-m", bundles("base"), "-o", tmp_path / "out.csv")
+    assert embed(*arguments)[0] == 0
+    os.utime(recordings / "a.wav", ns=(0, 0))
+    code, shown = on_terminal(*arguments, "--resume", before=LOGGED)
+    assert code == 0
+    assert re.search(r"[2-5]/5 files · checking", shown)
+    assert re.search(r"[2-5]/5 files · writing", shown)

@@ -197,7 +197,7 @@ def _run(
         if options.overwrite and exists(options.output) and not sources.piped:
             inputs = list(inputs)
             written.refuse_inputs(inputs)
-        with shown(sources, options.shard, hidden=no_progress) as progress:
+        with shown(NAME, sources, options.shard, hidden=no_progress) as progress:
             return run(open_embedder, inputs, options, header, written, progress, lock.check)
 
 
