@@ -19,6 +19,7 @@ import soxr
 from w2v_models.errors import AudioError
 from w2v_runtime.decode import Decoder, check_layout
 from w2v_runtime.sound import BLOCK_SAMPLES
+from w2v_runtime.source import Source
 
 Samples = npt.NDArray[np.float32]
 
@@ -53,10 +54,10 @@ class AudioStream:
         AudioError: when opened or read, the file is not audio, damaged, or has no such channel.
     """
 
-    def __init__(self, path: str | os.PathLike[str], rate: int, channel: int | None = None) -> None:
+    def __init__(self, source: Source, rate: int, channel: int | None = None) -> None:
         self.rate = rate
         self._channel = channel
-        self._decoder = Decoder(path)
+        self._decoder = Decoder(source)
         try:
             _check_channel(channel, self._decoder.channels)
         except AudioError:
@@ -90,27 +91,27 @@ class AudioStream:
         self._decoder.close()
 
 
-def open_audio(path: str | os.PathLike[str], rate: int, channel: int | None = None) -> AudioStream:
+def open_audio(source: Source, rate: int, channel: int | None = None) -> AudioStream:
     """Open a file of any length for reading in blocks; to be used in a ``with`` statement, iterated once.
 
     Args:
-        path: a regular file in a format of libsndfile, told by its content.
+        source: a regular file in a format of libsndfile, told by its content, or what it holds.
         rate: the model's sample rate in Hz.
         channel: a channel number from 0; None for the mean of all.
 
     Raises:
         AudioError: the file cannot be opened as audio, or has no such channel. The message leaves out the path.
     """
-    return AudioStream(path, rate, channel)
+    return AudioStream(source, rate, channel)
 
 
-def read_audio(path: str | os.PathLike[str], rate: int, channel: int | None = None) -> Audio:
+def read_audio(source: Source, rate: int, channel: int | None = None) -> Audio:
     """Read a whole file: the blocks of ``open_audio``, joined.
 
     Raises:
         AudioError: the file cannot be read as audio, holds no samples, or does not fit into memory.
     """
-    with open_audio(path, rate, channel) as stream:
+    with open_audio(source, rate, channel) as stream:
         try:
             samples = _concatenate(stream)
         except MemoryError:
@@ -134,6 +135,8 @@ def from_array(waveform: npt.ArrayLike, source_rate: int, rate: int, channel: in
         array = np.asarray(waveform)
     except ValueError:
         raise AudioError("the waveform is not an array; its rows differ in length.") from None
+    except (TypeError, RuntimeError) as error:  # tensors that need gradients, are on a GPU or bfloat16
+        raise AudioError(f"the waveform is not an array ({error}): waveform.detach().cpu().float().numpy().") from None
     if array.ndim not in (1, 2):
         raise AudioError(f"the waveform has {array.ndim} dimensions; its shape is (samples,) or (samples, channels).")
     if array.dtype.kind not in "fiu":

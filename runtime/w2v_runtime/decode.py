@@ -12,6 +12,7 @@ import numpy.typing as npt
 from w2v_models.errors import AudioError
 from w2v_runtime import headers
 from w2v_runtime.sound import Sound, SoundError, open_regular
+from w2v_runtime.source import Source, descriptor_of
 
 #: Sample rates in Hz outside of this range are a damaged header, not a recording.
 MIN_RATE: Final = 1_000
@@ -40,10 +41,10 @@ class Decoder:
         AudioError: the path is not a readable regular file, or holds nothing that can be decoded.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, source: Source) -> None:
         self.frames = 0
         self.warnings: tuple[str, ...] = ()
-        self._descriptor = open_regular(path)
+        self._descriptor = open_regular(source) if isinstance(source, str | os.PathLike) else descriptor_of(source)
         try:
             status = os.fstat(self._descriptor)
             self.size, self._modified_ns = status.st_size, status.st_mtime_ns
