@@ -35,6 +35,7 @@ from w2v_models.manifest import (
 from w2v_runtime.moments import MelMoments, WaveformMoments
 from w2v_runtime.pooling import RunningPool
 from w2v_runtime.results import Embedding, Request
+from w2v_runtime.stop import Stop
 
 if TYPE_CHECKING:
     from w2v_runtime.audio import Audio
@@ -139,7 +140,8 @@ def embed_long(
     open_stream: OpenStream,
     request: Request,
     head: Head | None,
-    advance: Advance = lambda seconds: None,
+    advance: Advance,
+    stop: Stop,
 ) -> Embedding:
     """Embed a recording of any length in two passes over its stream; ``head`` is that whose output is asked for.
 
@@ -147,13 +149,13 @@ def embed_long(
 
     Raises:
         AudioError: it cannot be read, or changed between the passes.
-        W2VError: the engine failed.
+        W2VError: the engine failed, or ``stop`` ended it.
     """
     architecture, margin = manifest.architecture, head.margin if head else 0
-    samples, moments = _moments(engine, manifest, open_stream)
+    samples, moments = _moments(engine, manifest, open_stream, stop)
     frames = architecture.conv.num_frames(samples)
     answer = _Frames(request, frames, architecture.hidden_size)
-    columns = None if head is None else _HeadColumns(engine, head, frames)
+    columns = None if head is None else _HeadColumns(engine, head, frames, stop)
     feeds = {MOMENTS: moments[None]}
     if request.layer_weights is not None:
         feeds[LAYER_WEIGHTS] = np.array(request.layer_weights, np.float32)
@@ -163,7 +165,7 @@ def embed_long(
     with open_stream() as stream:
         for window, block in _cut(windows, stream):
             waveform = {WAVEFORM: block[None], LENGTHS: np.array([len(block)])}
-            *layers, last = outputs = [output[0] for output in engine.run(waveform | feeds, names, "windows")]
+            *layers, last = outputs = [output[0] for output in engine.run(waveform | feeds, names, "windows", stop)]
             if not all(np.isfinite(output).all() for output in outputs):
                 raise W2VError("the model's answer is not finite; its weights may be damaged: w2v-models verify.")
             if columns is not None:
@@ -204,8 +206,8 @@ class _Frames:
 class _HeadColumns:
     """A head's output over all windows: its frames are kept, or their statistics go through the rest of the head."""
 
-    def __init__(self, engine: Engine, head: Head, frames: int) -> None:
-        self._engine, self._head, self._frames = engine, head, frames
+    def __init__(self, engine: Engine, head: Head, frames: int, stop: Stop) -> None:
+        self._engine, self._head, self._frames, self._stop = engine, head, frames, stop
         self._pool = RunningPool()
         self._rows: list[Samples] = []
 
@@ -224,23 +226,24 @@ class _HeadColumns:
         if self._head.level == "frame":
             return np.concatenate(self._rows)
         feeds = {POOLED: self._pool.result(self._head.pooling)[None]}
-        columns: Samples = self._engine.run(feeds, [self._head.outputs[-1]], "head")[0][0]
+        columns: Samples = self._engine.run(feeds, [self._head.outputs[-1]], "head", self._stop)[0][0]
         return columns
 
 
-def _moments(engine: Engine, manifest: Manifest, open_stream: OpenStream) -> tuple[int, Samples]:
+def _moments(engine: Engine, manifest: Manifest, open_stream: OpenStream, stop: Stop) -> tuple[int, Samples]:
     """Samples of the recording, and the statistics that its windows share."""
     conv = manifest.architecture.conv
+    moments: WaveformMoments | MelMoments = WaveformMoments(conv.kernels[0], conv.strides[0])
     if manifest.architecture.front_end == LOG_MEL_FRONT_END:
-        moments: WaveformMoments | MelMoments = MelMoments(
-            conv.kernels[0], conv.strides[0], lambda block: engine.run({WAVEFORM: block[None]}, [MEL], "mel")[0][0]
-        )
-    else:
-        moments = WaveformMoments(conv.kernels[0], conv.strides[0])
+
+        def mel(block: Samples) -> Samples:
+            features: Samples = engine.run({WAVEFORM: block[None]}, [MEL], "mel", stop)[0][0]
+            return features
+
+        moments = MelMoments(conv.kernels[0], conv.strides[0], mel)
     with open_stream() as stream:
         for block in stream:
-            if engine.stopped:
-                break
+            stop.check()
             moments.add(block)
     return moments.samples, moments.vector()
 
