@@ -5,9 +5,10 @@ What CUDA does here, the processor's provider does too, so that no GPU is needed
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from w2v_runtime.engine import Stopwatch, choose_device, open_engine
 from w2v_runtime.host_memory import Buffer, Buffers, page_locked, pageable
 from w2v_runtime.results import Embedding
 from w2v_runtime.several import SeveralEngines
+from w2v_runtime.stop import Stop
 
 RATE = 16000
 OUTPUTS = [EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE]
@@ -135,10 +137,10 @@ def test_several_engines_share_the_work(bundle):
     for engine in engines:
         run = engine.run
 
-        def waiting(feeds: Any, outputs: Any, graph: Any = "graph", run: Any = run, engine: Any = engine) -> Any:
+        def waiting(*arguments: Any, run: Any = run, engine: Any = engine) -> Any:
             used.append(engine)
             barrier.wait(20)  # none ends before all three have begun
-            return run(feeds, outputs, graph)
+            return run(*arguments)
 
         engine.run = waiting
     with ThreadPoolExecutor(3) as threads:
@@ -149,23 +151,30 @@ def test_several_engines_share_the_work(bundle):
     assert whole.busy_seconds > 0
 
 
-def test_stopping_ends_every_run_in_progress(bundle):
-    engines = [bound(open_engine(Bundle.open(bundle), "cpu", threads=1)) for _ in range(2)]
-    whole = SeveralEngines(engines)
-    long = feeds_of(*[30.0] * 4)
+def test_stopping_ends_one_caller_s_runs_and_no_others(bundle):
+    """Two callers with two long runs each on two engines: one caller's end, at once and with its later ones."""
+    whole = SeveralEngines([bound(open_engine(Bundle.open(bundle), "cpu", threads=1)) for _ in range(2)])
+    long, mine, other = feeds_of(*[30.0] * 4), Stop(), Stop()
+    expected = whole.run(long, OUTPUTS)
     with ThreadPoolExecutor(4) as threads:
-        runs = [threads.submit(whole.run, long, OUTPUTS) for _ in range(4)]
-        while sum(len(engine._in_progress) for engine in engines) < 4:
+
+        def begun(stop: Stop) -> list[Future[Any]]:
+            return [threads.submit(whole.run, long, OUTPUTS, "graph", stop) for _ in range(2)]
+
+        stopped, kept = begun(mine), begun(other)
+        while len(mine._ends) + len(other._ends) < 4:
             time.sleep(0.001)
-        whole.stop()
-        for run in runs:
-            with pytest.raises(W2VError):
+        mine.stop()
+        for run in stopped:
+            with pytest.raises(W2VError, match="stopped"):
                 run.result(timeout=30)
-    with pytest.raises(W2VError, match="stopped"):
-        whole.run(BATCHES[0], OUTPUTS)
-    whole.start()
-    assert whole.run(BATCHES[0], OUTPUTS)[0].shape[0] == 1
-    assert not any(engine._in_progress for engine in engines)
+        assert not all(run.done() for run in kept)
+        with pytest.raises(W2VError, match="stopped"):
+            whole.run(BATCHES[0], OUTPUTS, stop=mine)
+        for run in kept:
+            for answer, right in zip(run.result(timeout=60), expected, strict=True):
+                np.testing.assert_array_equal(answer, right)
+    assert not mine._ends | other._ends
 
 
 def test_time_with_several_runs_in_progress_counts_once():
@@ -201,7 +210,7 @@ def test_short_memory_is_told_from_other_faults(bundle, said, short):
             raise RuntimeError(said)
 
     opened = engine._sessions.get(OUTPUTS, "graph")
-    engine._sessions.get = lambda outputs, graph: type(opened)(Failing(), opened.inputs)
+    engine._sessions.get = lambda outputs, graph: dataclasses.replace(opened, session=Failing())
     with pytest.raises(W2VError, match=said.split()[0]) as caught:
         engine.run(BATCHES[0], OUTPUTS)
     assert isinstance(caught.value, OutOfMemoryError) == short
@@ -222,12 +231,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_smaller(bundle, 
     engine, run, sizes = embedder.engine, embedder.engine.run, []
     engine.runs = runs
 
-    def limited(feeds: Any, outputs: Any, graph: Any = "graph") -> Any:
+    def limited(feeds: Any, outputs: Any, **options: Any) -> Any:
         size = feeds[WAVEFORM].size
         sizes.append(size)
         if size > 5 * RATE:
             raise OutOfMemoryError("The engine failed: out of memory")
-        return run(feeds, outputs, graph)
+        return run(feeds, outputs, **options)
 
     engine.run = limited
     results = list(embedder.embed_files(recordings, batch_seconds=16.5))
@@ -245,11 +254,11 @@ def test_another_fault_leaves_the_batches_as_large_as_they_were(bundle, recordin
     embedder = Embedder(bundle, device="cpu")
     engine, run, sizes = embedder.engine, embedder.engine.run, []
 
-    def failing_once(feeds: Any, outputs: Any, graph: Any = "graph") -> Any:
+    def failing_once(feeds: Any, outputs: Any, **options: Any) -> Any:
         sizes.append(feeds[WAVEFORM].size)
         if len(sizes) == 1:
             raise W2VError("The engine failed.")
-        return run(feeds, outputs, graph)
+        return run(feeds, outputs, **options)
 
     engine.run = failing_once
     assert all(isinstance(result, Embedding) for result in embedder.embed_files(recordings, batch_seconds=8.5))

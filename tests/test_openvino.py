@@ -10,7 +10,9 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from w2v_runtime import Embedder  # noqa: E402
 from w2v_runtime.long import Windowing  # noqa: E402
 from w2v_runtime.openvino_graph import read_graph  # noqa: E402
 from w2v_runtime.parity import Reference, compare  # noqa: E402
+from w2v_runtime.stop import Stop  # noqa: E402
 
 OPENVINO = openvino_engine.load()
 HAS_BF16 = "BF16" in openvino_engine.capabilities(OPENVINO.Core())
@@ -156,35 +159,59 @@ def test_threads_may_share_it(bundles):
         assert all(np.array_equal(value, expected[index]) for value in values)
 
 
-def test_a_stopped_run_fails_and_a_started_engine_runs(bundles):
-    """A run of minutes ends when the engine is stopped, later ones fail; started again, it computes the same."""
-    engine = Embedder(bundles("base"), device="openvino").engine
+def minutes_long() -> dict[str, np.ndarray]:
+    """What takes longer than any test waits."""
+    return {WAVEFORM: np.zeros((8, 16000 * 60), np.float32), LENGTHS: np.full(8, 16000 * 60)}
+
+
+def begun(engine) -> None:
+    """Wait until a run is in progress in the graph that is open."""
+    while not any(place.session and place.session.turn.locked() for place in engine._sessions._places.values()):
+        time.sleep(0.001)
+
+
+def test_a_stopped_run_ends_alone(bundles):
+    """A run of minutes ends when its caller stops it, and later ones of that caller; others compute the same."""
+    engine, stop, failures = Embedder(bundles("base"), device="openvino").engine, Stop(), list[W2VError]()
     short = {WAVEFORM: speech(1)[None], LENGTHS: np.array([16000])}
     (expected,) = engine.run(short, [EMBEDDING])
-    long = {WAVEFORM: np.zeros((8, 16000 * 60), np.float32), LENGTHS: np.full(8, 16000 * 60)}
-    begun, infer, failures = threading.Event(), engine._infer, list[W2VError]()
-
-    def announced(request: object, feeds: dict[str, np.ndarray]) -> None:
-        begun.set()
-        infer(request, feeds)
 
     def run() -> None:
         try:
-            engine.run(long, [EMBEDDING])
+            engine.run(minutes_long(), [EMBEDDING], stop=stop)
         except W2VError as error:
             failures.append(error)
 
-    engine._infer = announced
     runner = threading.Thread(target=run)
     runner.start()
-    assert begun.wait(timeout=60)
-    engine.stop()
+    begun(engine)
+    stop.stop()
     runner.join(timeout=60)
-    assert [(str(error), "cancel" in str(error.__cause__)) for error in failures] == [("The engine was stopped.", True)]
+    assert [(str(error), "cancel" in str(error.__context__)) for error in failures] == [("The run was stopped.", True)]
     with pytest.raises(W2VError, match="stopped"):
-        engine.run(short, [EMBEDDING])
-    engine.start()
+        engine.run(short, [EMBEDDING], stop=stop)
     assert np.array_equal(engine.run(short, [EMBEDDING])[0], expected)
+
+
+def test_a_run_behind_one_that_is_stopped_is_right(bundles):
+    """Other threads wait for the graph while a run in it is cancelled, again and again: their answers stay the same."""
+    engine = Embedder(bundles("base"), device="openvino", threads=1).engine
+    feeds = [
+        {WAVEFORM: speech(s, seed=i)[None], LENGTHS: np.array([round(16000 * s)])} for i, s in enumerate((0.7, 1.1))
+    ]
+    expected = [engine.run(feed, [EMBEDDING])[0] for feed in feeds]
+    with ThreadPoolExecutor(3) as threads:
+        for _ in range(5):
+            stop = Stop()
+            cut = threads.submit(engine.run, minutes_long(), [EMBEDDING], stop=stop)
+            begun(engine)
+            behind = [threads.submit(engine.run, feed, [EMBEDDING]) for feed in feeds]
+            time.sleep(0.05)
+            stop.stop()
+            with pytest.raises(W2VError, match="stopped"):
+                cut.result(timeout=60)
+            for answer, right in zip(behind, expected, strict=True):
+                assert np.array_equal(answer.result(timeout=60)[0], right)
 
 
 def test_what_fails_inside_is_one_sentence(bundles):
@@ -222,9 +249,11 @@ def test_graphs_are_checked_before_openvino_sees_them(bundles, tmp_path, monkeyp
 def test_what_it_cannot_compute_is_refused_by_name(bundles, models, monkeypatch):
     """bfloat16 on a processor without it, and log-mel features, which need float64."""
     monkeypatch.setattr(openvino_engine, "capabilities", lambda core: ["FP32"])
-    with pytest.raises(EngineError, match=r"does not multiply bfloat16: choose --precision fp32\."):
+    with pytest.raises(
+        EngineError, match=r"does not multiply bfloat16: choose precision='fp32' \(--precision fp32\)\."
+    ):
         Embedder(bundles("base"), device="openvino", precision="bf16")
-    with pytest.raises(EngineError, match=r"needs float64 .* --device cpu\."):
+    with pytest.raises(EngineError, match=r"needs float64 .* device='cpu' \(--device cpu\)\."):
         Embedder(models("w2v-bert")[0], device="openvino")
 
 

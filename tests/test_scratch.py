@@ -1,4 +1,4 @@
-"""Room for the frames of long recordings: taken before it is used, beside the output, or the run stops in a sentence."""
+"""Room for the frames of long recordings: taken before it is used, beside the output, or the run stops."""
 
 from __future__ import annotations
 

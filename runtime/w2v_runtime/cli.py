@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
 import typer
 
@@ -34,7 +35,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command(no_args_is_help=True)
 def embed(
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="INPUT", help="Audio files, and folders to search.")
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT", help="Audio files, folders to search, and - for a recording on standard input."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -94,7 +98,7 @@ def embed(
     """Embed recordings with an exported wav2vec 2.0 model."""
     with terminal.command(NAME):
         from w2v_runtime.corpus import CorpusOptions
-        from w2v_runtime.inputs import Shard, check_list
+        from w2v_runtime.inputs import STANDARD_INPUT, Shard, check_list
         from w2v_runtime.layer_weights import read_weights
         from w2v_runtime.long import Windowing
         from w2v_runtime.results import Request
@@ -108,6 +112,8 @@ def embed(
             raise RefusedError(f"threads must be at least 1, not {threads}.")
         if files_from is not None:
             check_list(files_from)
+        if [*(inputs or []), files_from].count(STANDARD_INPUT) > 1:
+            raise RefusedError("standard input, -, is named twice, and can be read once.")
         if resume and overwrite:
             raise RefusedError("--resume and --overwrite exclude each other.")
         if prune and not resume:
@@ -169,7 +175,7 @@ def _run(
     from w2v_runtime.progress import shown
     from w2v_runtime.run import run, stream
     from w2v_runtime.run_checks import check_output, written_files
-    from w2v_runtime.run_files import Use, exists
+    from w2v_runtime.run_files import Use, exists, resolved
     from w2v_runtime.run_options import header_of
     from w2v_runtime.stores import check_output as check_place
 
@@ -184,12 +190,16 @@ def _run(
     if not quiet:
         terminal.note_random_weights(NAME, bundle.manifest.source)
 
+    scratch = None if options.format == "stdout" else str(resolved(options.output).parent)
+
     def open_embedder() -> Embedder:
-        return Embedder(bundle, device, precision, threads, options.windowing, request, prepack=not sources.few)
+        few = sources.few
+        return Embedder(bundle, device, precision, threads, options.windowing, request, not few, scratch)
 
     if options.format == "stdout":
         first_lines = sources.begun()
-        return stream(open_embedder(), first_lines, options)
+        with sources.standard_input() as recording:
+            return stream(open_embedder(), first_lines, options, recording)
     header = header_of(bundle, precision, options)
     with locked(options.output) as lock:
         check_output(options, header)
@@ -197,8 +207,9 @@ def _run(
         if options.overwrite and exists(options.output) and not sources.piped:
             inputs = list(inputs)
             written.refuse_inputs(inputs)
-        with shown(NAME, sources, options.shard, hidden=no_progress) as progress:
-            return run(open_embedder, inputs, options, header, written, progress, lock.check)
+        shown_progress = shown(NAME, sources, options.shard, hidden=no_progress)
+        with sources.standard_input() as recording, shown_progress as progress:
+            return run(open_embedder, inputs, options, header, written, progress, lock.check, recording)
 
 
 def _summary_line(summary: Summary, options: RunOptions, passed_over: int) -> str:
@@ -249,7 +260,21 @@ class Sources:
     @property
     def few(self) -> bool:
         """Whether they are a few files; what is left of them to do does not count, so that a resumed run is equal."""
-        return self._files_from is None and len(self._arguments) <= _FEW and all(map(os.path.isfile, self._arguments))
+        files = all(os.path.isfile(name) or name == "-" for name in self._arguments)
+        return self._files_from is None and len(self._arguments) <= _FEW and files
+
+    def standard_input(self) -> contextlib.AbstractContextManager[BinaryIO | None]:
+        """The recording on standard input as a file that can be read again; None where none is asked for.
+
+        Raises:
+            AudioError: there is no room for it.
+        """
+        from w2v_runtime.inputs import STANDARD_INPUT
+        from w2v_runtime.source import spooled
+
+        if STANDARD_INPUT not in self._arguments:
+            return contextlib.nullcontext()
+        return spooled(sys.stdin.buffer)
 
     def total(self) -> int | None:
         """How many there are, once all are listed; None if the run ends before."""

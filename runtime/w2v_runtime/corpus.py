@@ -1,21 +1,27 @@
-"""Many files: decoded ahead on threads, batched by length, embedded without the engine ever waiting for audio."""
+"""Many recordings: decoded ahead on threads, batched by length, embedded without the engine ever waiting for audio."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
+import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Final
 
-from w2v_models.errors import AudioError, OutOfMemoryError, RefusedError, W2VError
+from w2v_models.errors import AudioError, OutOfMemoryError, RefusedError, StorageError, W2VError
 from w2v_runtime import processors
 from w2v_runtime.audio import Audio
 from w2v_runtime.batching import Pool
-from w2v_runtime.engine import CUDA
+from w2v_runtime.engine import CUDA, is_whole
 from w2v_runtime.long import Advance
+from w2v_runtime.recordings import Recording
 from w2v_runtime.results import Embedding, Failure, Request
+from w2v_runtime.stop import Stop
 
 if TYPE_CHECKING:
     from w2v_runtime.embedder import Embedder
@@ -33,6 +39,9 @@ class CorpusOptions:
 
     ``channel`` None is the mean; ``pad_short`` and ``strict`` say what to do with short and damaged audio;
     ``batch_seconds`` (padded) and ``jobs`` (decoding threads) follow the device and the processors where None.
+
+    Raises:
+        RefusedError: a value is out of bounds or of another type.
     """
 
     channel: int | None = None
@@ -42,18 +51,39 @@ class CorpusOptions:
     jobs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_seconds is not None and not self.batch_seconds > 0:
-            raise RefusedError(f"batch-seconds must be positive, not {self.batch_seconds}.")
-        if self.jobs is not None and self.jobs < 1:
-            raise RefusedError(f"jobs must be at least 1, not {self.jobs}.")
+        if self.channel is not None and not (is_whole(self.channel) and self.channel >= 0):
+            raise RefusedError(f"channel must be a number from 0, or None for the mean of all, not {self.channel!r}.")
+        seconds = self.batch_seconds
+        if seconds is not None and not (isinstance(seconds, Real) and 0 < seconds < math.inf):
+            raise RefusedError(f"batch_seconds (--batch-seconds) must be positive, not {seconds!r}.")
+        if self.jobs is not None and not (is_whole(self.jobs) and self.jobs >= 1):
+            raise RefusedError(f"jobs (--jobs) must be a whole number, at least 1, not {self.jobs!r}.")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> CorpusOptions:
+        """From keyword arguments.
+
+        Raises:
+            TypeError: there is no such option; the message names those that there are.
+        """
+        known = [option.name for option in dataclasses.fields(cls)]
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(f"embed_files has no option {', '.join(unknown)}; its options are {', '.join(known)}.")
+        return cls(**options)
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its place among those of this run, from 0, and its path."""
+    """One input: its place among those of this run, from 0, its path, and the recording where it is no file."""
 
     position: int
     path: str
+    recording: Recording | None = None
+
+    @property
+    def source(self) -> Recording:
+        """What is read."""
+        return self.path if self.recording is None else self.recording
 
 
 @dataclass(frozen=True)
@@ -69,14 +99,21 @@ def embed_paths(
     embedder: Embedder, paths: Iterable[str], request: Request, options: CorpusOptions
 ) -> Generator[Embedding | Failure, None, None]:
     """Embed files and yield their results in the order of ``paths``."""
-    inputs = (Input(position, path) for position, path in enumerate(paths))
+    return embed_in_order(embedder, (Input(i, path) for i, path in enumerate(paths)), request, options)
+
+
+def embed_in_order(
+    embedder: Embedder, inputs: Iterable[Input], request: Request, options: CorpusOptions
+) -> Generator[Embedding | Failure, None, None]:
+    """Embed inputs and yield their results in the order of their positions, which count from 0."""
     waiting: dict[int, Embedding | Failure] = {}
     position = 0
-    for finished in embed_inputs(embedder, inputs, request, options):
-        waiting.update((item.position, result) for item, result in finished.results)
-        while position in waiting:
-            yield waiting.pop(position)
-            position += 1
+    with contextlib.closing(embed_inputs(embedder, inputs, request, options)) as batches:
+        for finished in batches:
+            waiting.update((item.position, result) for item, result in finished.results)
+            while position in waiting:
+                yield waiting.pop(position)
+                position += 1
 
 
 def embed_inputs(
@@ -89,20 +126,46 @@ def embed_inputs(
     """Embed inputs and yield batch after batch, nearly in order. While batches run, the next is ready.
 
     ``advance(seconds)`` tells how much of a long recording is done while it runs.
-    Closed between two of them, as by an interrupt, it stops those in the engine.
+    Closed between two of them, as by an interrupt, it stops those in the engine that are its own. What ``inputs``
+    raises is raised again once the inputs before it are finished.
+
+    Raises:
+        W2VError: the graph cannot be opened, or the run is continued in a process forked since it began.
     """
-    jobs = options.jobs or processors.available()
-    seconds = options.batch_seconds or BATCH_SECONDS[embedder.engine.device]
-    budget = max(1, round(seconds * embedder.sample_rate))
-    pool = Pool(budget, longest_first=embedder.engine.device == CUDA)
-    with _workers(embedder, jobs) as (decoder, runner):
+    process = os.getpid()
+    with contextlib.closing(_run(embedder, inputs, request, options, advance)) as batches:
+        for finished in batches:
+            yield finished
+            if os.getpid() != process:
+                raise W2VError("This run's threads are in the process that it was forked from; begin another one here.")
+
+
+def _run(
+    embedder: Embedder, inputs: Iterable[Input], request: Request, options: CorpusOptions, advance: Advance
+) -> Generator[Finished, None, None]:
+    engine, jobs = embedder.engine, options.jobs or processors.available()
+    engine.prepare(embedder.outputs(request))
+    seconds = options.batch_seconds or BATCH_SECONDS[engine.device]
+    pool = Pool(max(1, round(seconds * embedder.sample_rate)), longest_first=engine.device == CUDA)
+    work, faults = _Work(embedder, request, options, advance, pool), list[Exception]()
+    with _workers(work.stop, jobs, engine.runs) as (decoder, runner):
         running: deque[Future[Finished]] = deque()
-        for batch in _batches(pool, _decoded(embedder, inputs, options, decoder, jobs)):
-            running.append(runner.submit(_run, embedder, batch, pool, request, options, advance))
-            if len(running) > embedder.engine.runs:
+        for batch in _batches(work, _decoded(work, _until_fault(inputs, faults), decoder, jobs)):
+            running.append(runner.submit(work.embed, batch))
+            if len(running) > engine.runs:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+    if faults:
+        raise faults[0]
+
+
+def _until_fault(inputs: Iterable[Input], faults: list[Exception]) -> Iterator[Input]:
+    """Inputs up to where they end or fail; why they failed is added to ``faults``."""
+    try:
+        yield from inputs
+    except Exception as fault:  # whatever the caller's own code raises
+        faults.append(fault)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,44 +176,27 @@ class _Decoded:
     audio: Audio | Failure | None
 
 
-def _decoded(
-    embedder: Embedder, inputs: Iterable[Input], options: CorpusOptions, decoder: ThreadPoolExecutor, jobs: int
-) -> Iterator[_Decoded]:
+def _decoded(work: _Work, inputs: Iterable[Input], decoder: ThreadPoolExecutor, jobs: int) -> Iterator[_Decoded]:
     """Inputs as audio, in order, a few decoded ahead."""
     ahead: deque[Future[_Decoded]] = deque()
     for item in inputs:
-        ahead.append(decoder.submit(_decode, embedder, item, options))
+        ahead.append(decoder.submit(work.decode, item))
         if len(ahead) > 4 * jobs:
             yield ahead.popleft().result()
     while ahead:
         yield ahead.popleft().result()
 
 
-def _decode(embedder: Embedder, item: Input, options: CorpusOptions) -> _Decoded:
-    try:
-        audio = embedder.read(item.path, options.channel, options.pad_short)
-        if audio is not None:
-            _refuse_warnings(audio.warnings, options)
-        return _Decoded(item, audio)
-    except (AudioError, MemoryError) as error:
-        return _Decoded(item, Failure(item.path, "read", str(error) or "out of memory"))
-
-
-def _refuse_warnings(warnings: tuple[str, ...], options: CorpusOptions) -> None:
-    if options.strict and warnings:
-        raise AudioError("; ".join(warnings))
-
-
-def _batches(pool: Pool, decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
+def _batches(work: _Work, decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
     """Batches with little padding; long audio is one of its own, and what failed travels with the next."""
-    failed: list[_Decoded] = []
+    pool, failed = work.pool, list[_Decoded]()
     for item in decoded:
-        if isinstance(item.audio, Audio):
-            pool.add(len(item.audio.samples), item)
-        elif item.audio is None:
-            yield [item]
-        else:
+        if isinstance(item.audio, Failure):
             failed.append(item)
+        elif work.is_long(item):
+            yield [item]
+        elif item.audio is not None:
+            pool.add(len(item.audio.samples), item)
         if len(failed) >= POOL_INPUTS or len(pool) >= POOL_INPUTS or pool.samples >= POOL_BATCHES * pool.budget:
             yield failed + (pool.take() if len(pool) else [])
             failed = []
@@ -159,68 +205,96 @@ def _batches(pool: Pool, decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]
         failed = []
 
 
-def _run(
-    embedder: Embedder, batch: list[_Decoded], pool: Pool, request: Request, options: CorpusOptions, advance: Advance
-) -> Finished:
-    if batch[0].audio is None:
-        return _run_long(embedder, batch[0].input, request, options, advance)
-    results: list[tuple[Input, Embedding | Failure]] = [
-        (item.input, item.audio) for item in batch if isinstance(item.audio, Failure)
-    ]
-    ready = [(item.input, item.audio) for item in batch if isinstance(item.audio, Audio)]
-    results.extend(zip([item for item, _ in ready], _embed(embedder, ready, pool, request), strict=True))
-    lengths = [len(audio.samples) for _, audio in ready]
-    return Finished(tuple(results), sum(lengths), max(lengths, default=0) * len(lengths))
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What one run does with an input and with a batch, until ``stop``, which is its own, ends it."""
 
+    embedder: Embedder
+    request: Request
+    options: CorpusOptions
+    advance: Advance
+    pool: Pool
+    stop: Stop = field(default_factory=Stop)
 
-def _run_long(embedder: Embedder, item: Input, request: Request, options: CorpusOptions, advance: Advance) -> Finished:
-    try:
-        embedding = embedder.embed_stream(item.path, options.channel, request, advance)
-        _refuse_warnings(embedding.warnings, options)
-    except AudioError as error:
-        return Finished(((item, Failure(item.path, "read", str(error))),))
-    except (W2VError, MemoryError) as error:
-        if embedder.engine.stopped:
+    def decode(self, item: Input) -> _Decoded:
+        """Read an input."""
+        try:
+            audio = self.embedder.read(item.source, self.options.channel, self.options.pad_short, self.stop)
+            if audio is not None:
+                self._refuse_warnings(audio.warnings)
+            return _Decoded(item, audio)
+        except (AudioError, MemoryError) as error:
+            return _Decoded(item, _failure(item, "read", error))
+
+    def is_long(self, item: _Decoded) -> bool:
+        """Whether an input goes through windows, held or not."""
+        return item.audio is None or (isinstance(item.audio, Audio) and self.embedder.is_long(item.audio))
+
+    def embed(self, batch: list[_Decoded]) -> Finished:
+        """Embed a batch, or what is long alone."""
+        if self.is_long(batch[0]):
+            return self._embed_long(batch[0])
+        failed = [(item.input, item.audio) for item in batch if isinstance(item.audio, Failure)]
+        ready = [(item.input, item.audio) for item in batch if isinstance(item.audio, Audio)]
+        embedded = zip([item for item, _ in ready], self._embed(ready), strict=True)
+        lengths = [len(audio.samples) for _, audio in ready]
+        return Finished((*failed, *embedded), sum(lengths), max(lengths, default=0) * len(lengths))
+
+    def _embed_long(self, long: _Decoded) -> Finished:
+        item, held = long.input, long.audio if isinstance(long.audio, Audio) else None
+        channel = self.options.channel
+        try:
+            embedding = self.embedder.embed_long(item.source, held, channel, self.request, self.advance, self.stop)
+            self._refuse_warnings(embedding.warnings)
+        except AudioError as error:
+            return Finished(((item, _failure(item, "read", error)),))
+        except StorageError:
             raise
-        return Finished(((item, Failure(item.path, "embed", str(error) or "out of memory")),))
-    samples = round(embedding.duration * embedder.sample_rate)
-    return Finished(((item, embedding),), samples, samples)
+        except (W2VError, MemoryError) as error:
+            self.stop.check()
+            return Finished(((item, _failure(item, "embed", error)),))
+        samples = round(embedding.duration * self.embedder.sample_rate)
+        return Finished(((item, embedding),), samples, samples)
+
+    def _embed(self, items: list[tuple[Input, Audio]]) -> list[Embedding | Failure]:
+        """Embed a batch; where the engine fails, its halves, so that only an input that fails alone is lost.
+
+        Where memory was short, no later batch of the pool is larger than the halves.
+        """
+        if not items:
+            return []
+        paths, audios = [item.path for item, _ in items], [audio for _, audio in items]
+        try:
+            return list(self.embedder.embed_batch(paths, audios, self.request, self.stop))
+        except (W2VError, MemoryError) as error:
+            self.stop.check()
+            if len(items) == 1:
+                return [_failure(items[0][0], "embed", error)]
+            if isinstance(error, OutOfMemoryError):
+                longest = max(len(audio.samples) for audio in audios)
+                self.pool.budget = min(self.pool.budget, longest * len(items) // 2)
+            half = len(items) // 2
+            return self._embed(items[:half]) + self._embed(items[half:])
+
+    def _refuse_warnings(self, warnings: tuple[str, ...]) -> None:
+        if self.options.strict and warnings:
+            raise AudioError("; ".join(warnings))
 
 
-def _embed(
-    embedder: Embedder, items: list[tuple[Input, Audio]], pool: Pool, request: Request
-) -> list[Embedding | Failure]:
-    """Embed a batch; where the engine fails, its halves, so that only an input that fails alone is lost.
-
-    Where memory was short, no later batch of the pool is larger than the halves.
-    """
-    if not items:
-        return []
-    try:
-        return list(embedder.embed_batch([item.path for item, _ in items], [audio for _, audio in items], request))
-    except (W2VError, MemoryError) as error:
-        if embedder.engine.stopped:
-            raise
-        if len(items) == 1:
-            return [Failure(items[0][0].path, "embed", str(error) or "out of memory")]
-        if isinstance(error, OutOfMemoryError):
-            longest = max(len(audio.samples) for _, audio in items)
-            pool.budget = min(pool.budget, longest * len(items) // 2)
-        half = len(items) // 2
-        return _embed(embedder, items[:half], pool, request) + _embed(embedder, items[half:], pool, request)
+def _failure(item: Input, stage: str, error: W2VError | MemoryError) -> Failure:
+    return Failure(item.path, stage, str(error) or "out of memory")
 
 
 @contextlib.contextmanager
-def _workers(embedder: Embedder, jobs: int) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
+def _workers(stop: Stop, jobs: int, runs: int) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
     """Decoding threads and the engine's threads. When the consumer stops early, what runs is ended at once."""
     decoder = ThreadPoolExecutor(jobs, thread_name_prefix="w2v-decode")
-    runner = ThreadPoolExecutor(embedder.engine.runs, thread_name_prefix="w2v-engine")
+    runner = ThreadPoolExecutor(runs, thread_name_prefix="w2v-engine")
     try:
         yield decoder, runner
     except BaseException:
-        embedder.engine.stop()
+        stop.stop()
         raise
     finally:
         decoder.shutdown(cancel_futures=True)
         runner.shutdown(cancel_futures=True)
-        embedder.engine.start()

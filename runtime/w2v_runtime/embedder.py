@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,14 @@ from w2v_models.manifest import (
 from w2v_runtime import library
 from w2v_runtime.audio import Audio, from_array, open_audio
 from w2v_runtime.batching import pad
+from w2v_runtime.corpus import CorpusOptions, Input, embed_in_order
 from w2v_runtime.engine import Engine, open_engine
-from w2v_runtime.long import DEFAULT_WINDOWING, Advance, HeldStream, OpenStream, Windowing, embed_long
+from w2v_runtime.long import DEFAULT_WINDOWING, Advance, HeldStream, OpenStream, Stream, Windowing, embed_long
+from w2v_runtime.opening import Opening, shared_engine
+from w2v_runtime.recordings import Recording, can_be_read_again, check_recording, check_recordings, name_of
 from w2v_runtime.results import Embedding, Failure, FrameTimes, Request
+from w2v_runtime.source import Source
+from w2v_runtime.stop import Stop
 
 Waveform = npt.NDArray[np.float32]
 DEFAULT_REQUEST: Final = Request()
@@ -36,15 +42,22 @@ DEFAULT_REQUEST: Final = Request()
 class Embedder:
     """An opened bundle that embeds audio.
 
+    Threads may share it, and a forked process may go on using it. It pickles and copies as what it was opened with:
+    the copy opens the bundle again when it is first used, and copies in one process share what they opened.
+
     Args:
         model: a bundle folder, the id of an exported model, or None for the only exported one.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, several as ``cuda:0,cuda:1``, or ``openvino``.
         precision: one that the bundle holds and the device computes: ``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``.
         threads: threads inside the engine; None follows the processors that this process may use.
         windowing: how long audio is cut.
-        request: what it is opened for; anything else can be asked of it too, and opens the graph again.
-        prepack: whether ONNX Runtime rearranges the weights when it opens them. Without, the base model opens in a
-            tenth of the time, runs take a little longer, and results differ in their last bits.
+        request: what it is opened for; anything else can be asked of it too, and opens a graph of its own, of which
+            the most recent stay open.
+        prepack: whether ONNX Runtime rearranges the weights for ``request``, which takes as much memory again. Without,
+            as for all other requests, the base model opens in a tenth of the time, runs take a little longer, and
+            results differ in their last bits.
+        scratch: the folder for frames of a long recording that would fill the memory; None is the system's for
+            temporary files.
 
     Raises:
         RefusedError: the request names a layer that the model does not have.
@@ -61,18 +74,39 @@ class Embedder:
         windowing: Windowing = DEFAULT_WINDOWING,
         request: Request = DEFAULT_REQUEST,
         prepack: bool = True,
+        scratch: str | None = None,
     ) -> None:
-        self.bundle = model if isinstance(model, Bundle) else library.find(model)
+        bundle = model if isinstance(model, Bundle) else library.find(model)
+        self.bundle = dataclasses.replace(bundle, folder=bundle.folder.absolute())  # wherever the process goes
         self.manifest = self.bundle.manifest
         self.precision = precision
         self.windowing = windowing
-        outputs = self._outputs(self.resolve(request))
-        self.engine: Engine = open_engine(self.bundle, device, precision, threads, outputs, prepack)
+        self._scratch = scratch
+        outputs = tuple(self.outputs(self.resolve(request)))
+        folder, sha256 = self.bundle.folder, self.manifest.sha256
+        self._opening = Opening(folder, sha256, device, precision, threads, outputs, prepack)
+        self._engine: Engine | None = open_engine(self.bundle, device, precision, threads, outputs, prepack)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_engine": None}
 
     def __repr__(self) -> str:
         source = self.manifest.source
         random = ", random weights" if source.random else ""
-        return f"Embedder({source.model!r}, device={self.engine.device!r}, precision={self.precision!r}{random})"
+        device = self._engine.device if self._engine else self._opening.device
+        return f"Embedder({source.model!r}, device={device!r}, precision={self.precision!r}{random})"
+
+    @property
+    def engine(self) -> Engine:
+        """What computes; a copy opens it when it is first used.
+
+        Raises:
+            BundleError: of a copy, the bundle is not there, or is another one by now.
+            EngineError: of a copy, the engine or device cannot be had in this process.
+        """
+        if self._engine is None:
+            self._engine = shared_engine(self._opening)
+        return self._engine
 
     @property
     def sample_rate(self) -> int:
@@ -109,7 +143,7 @@ class Embedder:
 
     def embed(
         self,
-        audio: str | os.PathLike[str] | tuple[npt.ArrayLike, int],
+        audio: Recording,
         level: str = "utterance",
         pooling: str | Sequence[str] = "mean",
         layer: str | int | Sequence[str | int] = LAST_LAYER,
@@ -117,60 +151,95 @@ class Embedder:
         pad_short: bool = False,
         layer_weights: Sequence[float] | None = None,
     ) -> Embedding:
-        """Embed one recording: a path, or (waveform, sample rate) with shape (samples,) or (samples, channels).
+        """Embed one recording.
+
+        Args:
+            audio: a path, the bytes of a file, an open binary file, or (waveform, sample_rate) with shape (samples,) or
+                (samples, channels).
+            level: ``utterance`` or ``frame``.
+            pooling: ``mean``, ``std``, ``min``, ``max``, or several of them.
+            layer: ``last``, ``all``, a number from 0, or several of them.
+            channel: a channel number from 0; None for the mean of all.
+            pad_short: whether silence is added to what is too short.
+            layer_weights: of the layers from 0, to make one vector of all of them.
 
         Raises:
+            TypeError: ``audio`` is none of these.
             AudioError: it cannot be read, or is too short for one frame.
             RefusedError: the level, pooling or layer is not to be had.
         """
         request = self.resolve(Request.of(level, pooling, layer, layer_weights))
-        if isinstance(audio, np.ndarray):
-            raise TypeError("a waveform needs its sample rate: embed((waveform, sample_rate)).")
-        if not isinstance(audio, tuple):
-            path = os.fspath(audio)
-            whole = self.read(path, channel, pad_short)
-            return (
-                self.embed_stream(path, channel, request)
-                if whole is None
-                else self.embed_batch([path], [whole], request)[0]
-            )
-        array = from_array(audio[0], audio[1], self.sample_rate, channel)
-        if len(array.samples) > self.windowing.whole_samples(self.sample_rate):
-            return self.embed_windowed("", array, request)
-        return self.embed_batch([""], [self._long_enough(array, pad_short)], request)[0]
+        options, recording = CorpusOptions(channel, pad_short), check_recording(audio)
+        held = self.read(recording, options.channel, options.pad_short)
+        if held is None or self.is_long(held):
+            return self.embed_long(recording, held, options.channel, request)
+        return self.embed_batch([name_of(recording)], [held], request)[0]
 
     def embed_files(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[Recording],
         level: str = "utterance",
         pooling: str | Sequence[str] = "mean",
         layer: str | int | Sequence[str | int] = LAST_LAYER,
         layer_weights: Sequence[float] | None = None,
         **options: Any,
     ) -> Iterator[Embedding | Failure]:
-        """Embed many recordings: one :class:`Embedding` or :class:`Failure` each, in the order of ``paths``."""
-        from w2v_runtime.corpus import CorpusOptions, embed_paths
+        """Embed many recordings: one :class:`Embedding` or :class:`Failure` each, in their order.
 
+        They are of the kinds that :meth:`embed` takes, read ahead and batched. Open files must stay open until their
+        result is there. Whoever leaves the loop early ends this work alone.
+
+        Args:
+            paths: an iterable, which may be endless: it is read a little ahead of the results. What it raises is
+                raised behind the results of what came before.
+            level: as for :meth:`embed`, like the next three.
+            pooling: what becomes of the frames.
+            layer: which layers.
+            layer_weights: instead of ``layer``.
+            options: those of :class:`~w2v_runtime.corpus.CorpusOptions`.
+
+        Raises:
+            TypeError: a single recording, something that is none, or an unknown option.
+            RefusedError: the level, pooling, layer or an option's value is not to be had.
+        """
         request = self.resolve(Request.of(level, pooling, layer, layer_weights))
-        return embed_paths(self, (os.fspath(path) for path in paths), request, CorpusOptions(**options))
+        chosen, given = CorpusOptions.of(options), check_recordings(paths)
+        inputs = (Input(position, name_of(recording), recording) for position, recording in enumerate(given))
+        return embed_in_order(self, inputs, request, chosen)
 
-    def read(self, path: str, channel: int | None = None, pad_short: bool = False) -> Audio | None:
-        """Read a recording that is embedded whole; None if it is longer, and meant for :meth:`embed_stream`.
+    def read(
+        self, recording: Recording, channel: int | None = None, pad_short: bool = False, stop: Stop | None = None
+    ) -> Audio | None:
+        """Read a recording that is embedded whole; None if it is longer, and meant for :meth:`embed_long`.
 
-        With ``pad_short`` what is shorter than one frame is filled up with silence, and says so in its warnings.
+        A waveform, and a stream that cannot be read twice, is read whatever its length. With ``pad_short`` what is
+        shorter than one frame is filled up with silence, and says so in its warnings.
 
         Raises:
             AudioError: it cannot be read, or is too short.
+            W2VError: ``stop`` ended it.
         """
-        limit, blocks, samples = self.windowing.whole_samples(self.sample_rate), [], 0
-        with open_audio(path, self.sample_rate, channel) as stream:
+        if isinstance(recording, tuple):
+            waveform, rate = recording
+            return self._long_enough(from_array(waveform, rate, self.sample_rate, channel), pad_short)
+        again, stop, blocks, samples = can_be_read_again(recording), stop or Stop(), [], 0
+        with open_audio(recording, self.sample_rate, channel) as stream:
             for block in stream:
+                stop.check()
                 blocks.append(block)
                 samples += len(block)
-                if samples > limit:
+                if again and samples > self._whole_samples:
                     return None
             audio = Audio(np.concatenate(blocks), self.sample_rate, stream.duration, stream.warnings)
         return self._long_enough(audio, pad_short)
+
+    def is_long(self, audio: Audio) -> bool:
+        """Whether it does not fit one window, and is meant for :meth:`embed_long`."""
+        return len(audio.samples) > self._whole_samples
+
+    @property
+    def _whole_samples(self) -> int:
+        return self.windowing.whole_samples(self.sample_rate)
 
     def _long_enough(self, audio: Audio, pad_short: bool) -> Audio:
         conv, head = self.manifest.architecture.conv, self.manifest.head
@@ -180,12 +249,31 @@ class Embedder:
         what = "one frame" if head is None or head.shortest == 1 else f"the {head.kind} head"
         have = f"{len(audio.samples)} samples at {self.sample_rate} Hz, {what} needs {shortest}"
         if not pad_short:
-            raise AudioError(f"too short: {have}; --pad-short embeds it with silence added.")
+            raise AudioError(f"too short: {have}; pad_short=True (--pad-short) embeds it with silence added.")
         samples = np.pad(audio.samples, (0, shortest - len(audio.samples)))
         return Audio(samples, audio.rate, audio.duration, (*audio.warnings, f"padded with silence: {have}"))
 
+    def embed_long(
+        self,
+        recording: Recording,
+        held: Audio | None,
+        channel: int | None,
+        request: Request,
+        advance: Advance = lambda seconds: None,
+        stop: Stop | None = None,
+    ) -> Embedding:
+        """Embed in windows what :meth:`read` held or found too long for that; otherwise as :meth:`embed_stream`."""
+        if held is not None:
+            return self.embed_windowed(name_of(recording), held, request, advance, stop)
+        return self.embed_stream(cast(Source, recording), channel, request, advance, stop)  # a waveform is always held
+
     def embed_stream(
-        self, path: str, channel: int | None, request: Request, advance: Advance = lambda seconds: None
+        self,
+        source: Source,
+        channel: int | None,
+        request: Request,
+        advance: Advance = lambda seconds: None,
+        stop: Stop | None = None,
     ) -> Embedding:
         """Embed a recording of any length in windows, never holding the whole of it.
 
@@ -193,27 +281,52 @@ class Embedder:
 
         Raises:
             AudioError: it cannot be read, or changed while it was read.
+            W2VError: the engine failed, or ``stop`` ended it.
         """
-        return self._embed_long(path, lambda: open_audio(path, self.sample_rate, channel), request, advance)
 
-    def embed_windowed(self, path: str, audio: Audio, request: Request) -> Embedding:
-        """Embed prepared audio in windows, also where it would fit one."""
-        return self._embed_long(path, lambda: contextlib.nullcontext(HeldStream(audio)), request)
+        def stream() -> contextlib.AbstractContextManager[Stream]:
+            return open_audio(source, self.sample_rate, channel)
+
+        return self._embed_long(name_of(source), stream, request, advance, stop)
+
+    def embed_windowed(
+        self,
+        path: str,
+        audio: Audio,
+        request: Request,
+        advance: Advance = lambda seconds: None,
+        stop: Stop | None = None,
+    ) -> Embedding:
+        """Embed prepared audio in windows, also where it would fit one; otherwise as :meth:`embed_stream`."""
+        return self._embed_long(path, lambda: contextlib.nullcontext(HeldStream(audio)), request, advance, stop)
 
     def _embed_long(
-        self, path: str, open_stream: OpenStream, request: Request, advance: Advance = lambda seconds: None
+        self, path: str, open_stream: OpenStream, request: Request, advance: Advance, stop: Stop | None
     ) -> Embedding:
-        head = self.head(request)
-        return embed_long(self.engine, self.manifest, self.windowing, path, open_stream, request, head, advance)
+        head, stop = self.head(request), stop or Stop()
+        return embed_long(
+            self.engine,
+            self.manifest,
+            self.windowing,
+            path,
+            open_stream,
+            request,
+            head,
+            advance,
+            stop,
+            self._scratch,
+        )
 
-    def embed_batch(self, paths: Sequence[str], audios: Sequence[Audio], request: Request) -> list[Embedding]:
+    def embed_batch(
+        self, paths: Sequence[str], audios: Sequence[Audio], request: Request, stop: Stop | None = None
+    ) -> list[Embedding]:
         """Embed prepared audio as one batch.
 
         Raises:
-            W2VError: the engine failed, or its answer to one of them is not finite.
+            W2VError: the engine failed, its answer to one of them is not finite, or ``stop`` ended it.
         """
-        names, head = self._outputs(request), self.head(request)
-        arrays = self.forward([audio.samples for audio in audios], names, layer_weights=request.layer_weights)
+        names, head = self.outputs(request), self.head(request)
+        arrays = self.forward([audio.samples for audio in audios], names, 0.0, request.layer_weights, stop)
         outputs = dict(zip(names, arrays, strict=True))
         columns = None if head is None else outputs.pop(head.outputs[-1])
         lengths = outputs.pop(FRAME_LENGTHS, None)
@@ -228,7 +341,7 @@ class Embedder:
             embeddings.append(Embedding(path, values, audio.duration, logits, audio.warnings))
         return embeddings
 
-    def _outputs(self, request: Request) -> list[str]:
+    def outputs(self, request: Request) -> list[str]:
         """The graph's outputs that a request needs, its vectors first, layer by layer."""
         head = self.head(request)
         columns = [] if head is None else [head.outputs[-1]]
@@ -242,13 +355,14 @@ class Embedder:
         outputs: Sequence[str],
         fill: float = 0.0,
         layer_weights: Sequence[float] | None = None,
+        stop: Stop | None = None,
     ) -> list[Any]:
         """Run the graph on waveforms [(samples_i,)], padded with ``fill``, and return its ``outputs``."""
         waveform, lengths = pad(waveforms, fill)
         feeds: dict[str, npt.NDArray[Any]] = {WAVEFORM: waveform, LENGTHS: lengths}
         if layer_weights is not None:
             feeds[LAYER_WEIGHTS] = np.array(layer_weights, np.float32)
-        return self.engine.run(feeds, outputs)
+        return self.engine.run(feeds, outputs, stop=stop)
 
 
 def _assembled(arrays: list[Waveform], request: Request) -> Waveform:

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy.typing as npt
@@ -15,7 +16,8 @@ import numpy.typing as npt
 from w2v_models.bundle import Bundle
 from w2v_models.errors import EngineError
 from w2v_models.manifest import EMBEDDING
-from w2v_runtime import processors
+from w2v_runtime import forks, processors
+from w2v_runtime.stop import Stop
 
 Array = npt.NDArray[Any]
 Graph = Literal["graph", "windows", "head", "mel"]
@@ -56,8 +58,6 @@ class Engine(Protocol):
     device: str
     #: Runs that may be in progress at once, so that it never waits for the next.
     runs: int
-    #: Whether :meth:`stop` was called and :meth:`start` not since.
-    stopped: bool
 
     @property
     def busy_seconds(self) -> float:
@@ -70,21 +70,18 @@ class Engine(Protocol):
             BundleError: a file is not what the manifest says, or the engine cannot open it.
         """
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph") -> list[Array]:
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph", stop: Stop | None = None
+    ) -> list[Array]:
         """Run one of the bundle's graphs on named inputs and return the named outputs, in order.
 
         Nothing is computed that the outputs do not need. Inputs that they do not need may be given all the same.
+        ``stop`` ends it from another thread, at once; the runs of others go on.
 
         Raises:
             OutOfMemoryError: the device's memory does not hold the run.
-        W2VError: the engine failed otherwise, or was stopped.
+            W2VError: the engine failed otherwise, or the run was stopped.
         """
-
-    def stop(self) -> None:
-        """Make every run in progress on other threads, and every later one, fail at once."""
-
-    def start(self) -> None:
-        """Run again after :meth:`stop`."""
 
 
 class Stopwatch:
@@ -92,6 +89,10 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.renew()
+        forks.renew_in_child(self)
+
+    def renew(self) -> None:
         self._lock, self._inside, self._start = threading.Lock(), 0, 0.0
 
     def __enter__(self) -> None:
@@ -120,9 +121,11 @@ def open_engine(
     Raises:
         BundleError: the bundle lacks the precision, or a file of it is not what the manifest says.
         EngineError: no engine is installed, several are on top of each other, or the device cannot be had in this
-            precision.
+            precision or with so many threads.
     """
-    chosen, threads = choose_device(device, precision), threads or processors.available()
+    if threads is not None and not (is_whole(threads) and threads >= 1):
+        raise EngineError(f"threads (--threads) must be a whole number, at least 1, not {threads!r}.")
+    chosen, threads = choose_device(device, precision), int(threads or processors.available())
     engine: Engine
     if chosen == OPENVINO:
         from w2v_runtime.openvino_engine import OpenVINOEngine
@@ -138,13 +141,23 @@ def open_engine(
     return engine
 
 
+def is_whole(value: object) -> bool:
+    """Whether it is an integer, of Python's or numpy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def option(name: str, value: str) -> str:
+    """What callers write: in Python, and on the command line."""
+    return f"{name}={value!r} (--{name} {value})"
+
+
 def stored_precision(precision: str) -> str:
     """The precision of the stored graphs that serve ``precision``.
 
     Raises:
         EngineError: there is no such precision.
     """
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise EngineError(f"precision {precision!r} is unknown; choose one of: {', '.join(PRECISIONS)}.")
     return PRECISIONS[precision].stored
 
@@ -163,9 +176,8 @@ def choose_device(device: str, precision: str) -> str:
     possible = PRECISIONS[precision].devices
     if device == AUTO:
         device = next((name for name in possible if _is_here(name)), possible[0])
-    kind = device.partition(":")[0]
-    numbers = re.fullmatch(r"cuda:\d+(,cuda:\d+)*", device)
-    if kind not in (CPU, CUDA, OPENVINO) or (device != kind and not numbers):
+    kind = device.partition(":")[0] if isinstance(device, str) else ""
+    if kind not in (CPU, CUDA, OPENVINO) or (device != kind and not re.fullmatch(r"cuda:\d+(,cuda:\d+)*", device)):
         raise EngineError(
             f"device {device!r} is unknown; choose one of: auto, cpu, cuda, cuda:N, cuda:N,cuda:M (several), openvino."
         )
@@ -174,7 +186,8 @@ def choose_device(device: str, precision: str) -> str:
     if kind not in possible:
         others = ", ".join(name for name, entry in PRECISIONS.items() if kind in entry.devices)
         raise EngineError(
-            f"precision {precision} is not computed on {kind}: choose --device {' or '.join(possible)}, "
+            f"precision {precision} is not computed on {kind}: "
+            f"choose {' or '.join(option('device', other) for other in possible)}, "
             f"or for {kind} one of the precisions {others}."
         )
     if kind == OPENVINO:
@@ -198,7 +211,7 @@ def _is_here(device: str) -> bool:
 
 def _check_openvino() -> None:
     if importlib.util.find_spec("openvino") is None:
-        other = "; ONNX Runtime is: --device cpu" if importlib.util.find_spec("onnxruntime") else ""
+        other = f"; ONNX Runtime is: {option('device', CPU)}" if importlib.util.find_spec("onnxruntime") else ""
         raise EngineError(f"OpenVINO is not installed: pip install 'w2v-onnx[openvino]'{other}.")
     version = installed_version("openvino")
     if version is not None and _release(version) < _OLDEST_OPENVINO:
@@ -224,7 +237,7 @@ def check_installation() -> None:
             raise EngineError(_NONE_INSTALLED)
         raise EngineError(
             "ONNX Runtime is not installed: pip install 'w2v-onnx[cpu]', or [gpu] for CUDA. "
-            "OpenVINO is: w2v-embed --device openvino."
+            f"OpenVINO is: {option('device', OPENVINO)}."
         )
     try:
         import onnxruntime

@@ -49,6 +49,8 @@ def is_shard(text: str) -> bool:
     return match is not None and 1 <= int(match[1]) <= int(match[2])
 
 
+#: The one recording that comes through standard input, by what users call it.
+STANDARD_INPUT: Final = "-"
 #: The one shard that holds every input.
 ALL: Final = Shard()
 
@@ -116,18 +118,21 @@ def list_inputs(
 ) -> Iterator[str]:
     """Every input path, in a fixed order: the arguments (a folder's audio sorted by name), then the list's lines.
 
-    ``pass_over`` is told each file of a folder that is none.
+    The argument ``-`` is :data:`STANDARD_INPUT`; in a list or a folder a file of that name is ``./-``. ``pass_over`` is
+    told each file of a folder that is none.
 
     Raises:
         RefusedError: the list cannot be read, or is none.
     """
     for argument in arguments:
-        if os.path.isdir(argument):
+        if argument != STANDARD_INPUT and os.path.isdir(argument):
             yield from _search(argument, pass_over)
         else:
             yield argument
     if files_from is not None:
-        yield from read_list(files_from, null)
+        yield from (
+            os.path.join(os.curdir, path) if path == STANDARD_INPUT else path for path in read_list(files_from, null)
+        )
 
 
 def _search(folder: str, pass_over: Callable[[str], None]) -> Iterator[str]:

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from w2v_runtime.run_files import EARLIER_SUFFIXES, JOURNAL_SUFFIX, VALUES_SUFFI
 JOURNAL_FORMAT: Final = 3
 _EARLIER_FORMAT: Final = 2
 _CHECKSUM: Final = b',"crc32":'
+_BLOCK_BYTES: Final = 2**20
 #: Counts, sizes and times beyond this are damage: they still fit into 64 bits when a few are added.
 _MAX_NUMBER: Final = 2**61
 _FIRST_BYTES: Final = b'{"fingerprint":'
@@ -72,6 +73,16 @@ class Stamp:
             return cls(status.st_size, status.st_mtime_ns)
         with open(path, "rb") as file:
             return cls(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
+
+    @classmethod
+    def of_content(cls, file: BinaryIO) -> Stamp:
+        """The stamp of what a file without a name holds: its size and its content, whenever it came."""
+        size, digest = 0, hashlib.sha256()
+        while block := file.read(_BLOCK_BYTES):
+            size += len(block)
+            digest.update(block)
+        file.seek(0)
+        return cls(size, 0, digest.hexdigest())
 
     def same(self, other: Stamp) -> bool:
         """Equal content where both know it, else equal size and time."""

@@ -7,8 +7,6 @@ all of their samples. So a window differs from the whole in one thing: how far a
 
 from __future__ import annotations
 
-import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,14 +33,14 @@ from w2v_models.manifest import (
 from w2v_runtime.moments import MelMoments, WaveformMoments
 from w2v_runtime.pooling import RunningPool
 from w2v_runtime.results import Embedding, Request
+from w2v_runtime.scratch import float_array
+from w2v_runtime.stop import Stop
 
 if TYPE_CHECKING:
     from w2v_runtime.audio import Audio
     from w2v_runtime.engine import Engine
 
 Samples = npt.NDArray[np.float32]
-#: Frames of one input beyond this many bytes are kept in a temporary file.
-_IN_MEMORY_BYTES: Final = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -139,21 +137,25 @@ def embed_long(
     open_stream: OpenStream,
     request: Request,
     head: Head | None,
-    advance: Advance = lambda seconds: None,
+    advance: Advance,
+    stop: Stop,
+    scratch: str | None = None,
 ) -> Embedding:
     """Embed a recording of any length in two passes over its stream; ``head`` is that whose output is asked for.
 
-    ``advance(seconds)`` is called after each window with the seconds of the recording that are done.
+    ``advance(seconds)`` is called after each window with the seconds of the recording that are done. ``scratch`` is the
+    folder for frames that would fill the memory, None the system's for temporary files.
 
     Raises:
         AudioError: it cannot be read, or changed between the passes.
-        W2VError: the engine failed.
+        StorageError: that folder has no room for its frames.
+        W2VError: the engine failed, or ``stop`` ended it.
     """
     architecture, margin = manifest.architecture, head.margin if head else 0
-    samples, moments = _moments(engine, manifest, open_stream)
+    samples, moments = _moments(engine, manifest, open_stream, stop)
     frames = architecture.conv.num_frames(samples)
-    answer = _Frames(request, frames, architecture.hidden_size)
-    columns = None if head is None else _HeadColumns(engine, head, frames)
+    answer = _Frames(request, frames, architecture.hidden_size, scratch)
+    columns = None if head is None else _HeadColumns(engine, head, frames, stop)
     feeds = {MOMENTS: moments[None]}
     if request.layer_weights is not None:
         feeds[LAYER_WEIGHTS] = np.array(request.layer_weights, np.float32)
@@ -163,7 +165,7 @@ def embed_long(
     with open_stream() as stream:
         for window, block in _cut(windows, stream):
             waveform = {WAVEFORM: block[None], LENGTHS: np.array([len(block)])}
-            *layers, last = outputs = [output[0] for output in engine.run(waveform | feeds, names, "windows")]
+            *layers, last = outputs = [output[0] for output in engine.run(waveform | feeds, names, "windows", stop)]
             if not all(np.isfinite(output).all() for output in outputs):
                 raise W2VError("the model's answer is not finite; its weights may be damaged: w2v-models verify.")
             if columns is not None:
@@ -180,11 +182,11 @@ def embed_long(
 class _Frames:
     """Frames of one or several layers, window by window: kept at frame level, pooled in constant memory else."""
 
-    def __init__(self, request: Request, frames: int, size: int) -> None:
+    def __init__(self, request: Request, frames: int, size: int, scratch: str | None) -> None:
         self._request = request
         self._pools = [RunningPool() for _ in request.layers]
         shape = (frames, len(request.layers), size) if len(request.layers) > 1 else (frames, size)
-        self._values = _frame_array(shape) if request.level == "frame" else None
+        self._values = float_array(shape, scratch) if request.level == "frame" else None
 
     def add(self, window: Window, layers: list[Samples]) -> None:
         blocks = [layer[window.skip : window.skip + window.last - window.first] for layer in layers]
@@ -204,8 +206,8 @@ class _Frames:
 class _HeadColumns:
     """A head's output over all windows: its frames are kept, or their statistics go through the rest of the head."""
 
-    def __init__(self, engine: Engine, head: Head, frames: int) -> None:
-        self._engine, self._head, self._frames = engine, head, frames
+    def __init__(self, engine: Engine, head: Head, frames: int, stop: Stop) -> None:
+        self._engine, self._head, self._frames, self._stop = engine, head, frames, stop
         self._pool = RunningPool()
         self._rows: list[Samples] = []
 
@@ -224,23 +226,24 @@ class _HeadColumns:
         if self._head.level == "frame":
             return np.concatenate(self._rows)
         feeds = {POOLED: self._pool.result(self._head.pooling)[None]}
-        columns: Samples = self._engine.run(feeds, [self._head.outputs[-1]], "head")[0][0]
+        columns: Samples = self._engine.run(feeds, [self._head.outputs[-1]], "head", self._stop)[0][0]
         return columns
 
 
-def _moments(engine: Engine, manifest: Manifest, open_stream: OpenStream) -> tuple[int, Samples]:
+def _moments(engine: Engine, manifest: Manifest, open_stream: OpenStream, stop: Stop) -> tuple[int, Samples]:
     """Samples of the recording, and the statistics that its windows share."""
     conv = manifest.architecture.conv
+    moments: WaveformMoments | MelMoments = WaveformMoments(conv.kernels[0], conv.strides[0])
     if manifest.architecture.front_end == LOG_MEL_FRONT_END:
-        moments: WaveformMoments | MelMoments = MelMoments(
-            conv.kernels[0], conv.strides[0], lambda block: engine.run({WAVEFORM: block[None]}, [MEL], "mel")[0][0]
-        )
-    else:
-        moments = WaveformMoments(conv.kernels[0], conv.strides[0])
+
+        def mel(block: Samples) -> Samples:
+            features: Samples = engine.run({WAVEFORM: block[None]}, [MEL], "mel", stop)[0][0]
+            return features
+
+        moments = MelMoments(conv.kernels[0], conv.strides[0], mel)
     with open_stream() as stream:
         for block in stream:
-            if engine.stopped:
-                break
+            stop.check()
             moments.add(block)
     return moments.samples, moments.vector()
 
@@ -261,11 +264,3 @@ def _cut(windows: Iterable[Window], blocks: Iterable[Samples]) -> Iterator[tuple
         yield window, samples
     for _ in stream:  # to the end, where the stream knows its duration and warnings
         pass
-
-
-def _frame_array(shape: tuple[int, ...]) -> Samples:
-    """An array of float32, in a temporary file if it is large."""
-    if math.prod(shape) * 4 <= _IN_MEMORY_BYTES:
-        return np.empty(shape, np.float32)
-    with tempfile.TemporaryFile(prefix="w2v-frames-") as file:
-        return np.memmap(file, np.float32, "w+", shape=shape)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import os
 import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from w2v_models.bundle import Bundle
 from w2v_models.errors import BundleError, EngineError, OutOfMemoryError, W2VError
 from w2v_runtime import cuda as cuda_libraries
-from w2v_runtime.engine import CPU, CUDA, Array, Graph, Stopwatch, first_line, stored_precision
+from w2v_runtime import forks
+from w2v_runtime.engine import CPU, CUDA, Array, Graph, Stopwatch, first_line, option, stored_precision
 from w2v_runtime.graph_files import GraphFile, Sessions
 from w2v_runtime.host_memory import Buffers, page_locked, pageable
 from w2v_runtime.probe import saturates
+from w2v_runtime.stop import Stop
 
 _CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 _CUDA_OPTIONS: Final = {
@@ -31,6 +33,11 @@ _CUDA_OPTIONS: Final = {
 }
 #: Runs that may be in progress at once. On CUDA, one computes while the other's data travel.
 _RUNS: Final = {CPU: 1, CUDA: 2}
+#: Graphs that stay open beside the one that the engine was opened for. On the processor they share its mapped weights;
+#: a GPU holds those of each.
+_RECENT: Final = {CPU: 4, CUDA: 2}
+#: Samples of a run, padding included, whose memory such a graph keeps for the next; a larger run's is given back.
+_KEPT_SAMPLES: Final = 16 * 16_000
 #: How ONNX Runtime's arena, CUDA and its libraries say that memory is short.
 _OUT_OF_MEMORY: Final = re.compile(r"Failed to allocate memory|out of memory|bad_alloc|_ALLOC_FAILED", re.IGNORECASE)
 
@@ -61,10 +68,11 @@ def providers(device: str, precision: str = "fp32") -> list[tuple[str, dict[str,
 
 @dataclass(frozen=True)
 class _Session:
-    """An open session, and the inputs of its graph."""
+    """An open session, the inputs of its graph, and whether it gives the memory of a large run back."""
 
     session: Any
     inputs: frozenset[str]
+    shrinks: bool
 
 
 class OnnxRuntimeEngine:
@@ -75,8 +83,8 @@ class OnnxRuntimeEngine:
         precision: one that the device computes.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: threads of a run on the processor.
-        prepack: whether weights are rearranged for the processor when a graph is opened. It takes most of the opening,
-            and results differ in their last bits from those without.
+        prepack: whether weights are rearranged for the processor when the first graph is opened. It takes most of the
+            opening and copies them, so no other graph does it; results differ in their last bits from those without.
 
     Raises:
         BundleError: the bundle lacks the precision.
@@ -87,9 +95,9 @@ class OnnxRuntimeEngine:
         import onnxruntime
 
         self._stored = stored_precision(precision)
-        self._sessions = Sessions(bundle, self._stored, self._open)
-        self._providers, self._threads, self._prepack = providers(device, precision), threads, prepack
         self.device = CUDA if device.startswith(CUDA) else CPU
+        self._sessions = Sessions(bundle, self._stored, self._open, _RECENT[self.device])
+        self._providers, self._threads, self._prepack = providers(device, precision), threads, prepack
         self.runs = _RUNS[self.device]
         self._buffers: Buffers | None = None
         if self.device == CUDA:
@@ -97,11 +105,8 @@ class OnnxRuntimeEngine:
             cudart = cuda_libraries.runtime_library()
             number = int(device.partition(":")[2] or 0)
             self._buffers = Buffers(page_locked(cudart, number) if cudart else pageable)
-        self.stopped = False
         self._busy = Stopwatch()
         self._new_run = onnxruntime.RunOptions
-        self._in_progress: set[Any] = set()
-        self._changing = threading.Lock()
 
     @property
     def busy_seconds(self) -> float:
@@ -113,13 +118,18 @@ class OnnxRuntimeEngine:
     def _open(self, graph: GraphFile) -> _Session:
         import onnxruntime
 
+        if self.device == CUDA and _cuda_process() != os.getpid():
+            raise EngineError(
+                "CUDA cannot be used in a process that was forked from one that uses it; start processes anew: "
+                "multiprocessing.get_context('spawn')."
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 4  # errors come as exceptions, and need not be printed as well
         options.enable_mem_pattern = False  # patterns are planned for one shape; ours all differ
-        # Long inputs hide the packing of weights, which would be held a second time, and make the arena hold a third
-        # more than is in use.
-        prepack, options.enable_cpu_mem_arena = self._prepack and graph.name != "windows", graph.name != "windows"
+        # Packed weights are held beside the mapped ones. In windows, long inputs hide the packing, and make the arena
+        # hold a third more than is in use.
+        prepack, options.enable_cpu_mem_arena = self._prepack and graph.main, graph.name != "windows"
         entries = {
             "session.model_external_initializers_file_folder_path": str(graph.path.parent),
             "session.disable_prepacking": "0" if prepack else "1",
@@ -127,8 +137,10 @@ class OnnxRuntimeEngine:
         }
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
+        content = graph.content.cut(graph.outputs)
         try:
-            session = onnxruntime.InferenceSession(graph.content.cut(graph.outputs), options, providers=self._providers)
+            with forks.held_off():
+                session = onnxruntime.InferenceSession(content, options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise BundleError(f"{graph.path} cannot be opened by ONNX Runtime: {first_line(error)}") from None
         if self.device == CUDA and _CUDA_PROVIDER not in session.get_providers():
@@ -136,15 +148,22 @@ class OnnxRuntimeEngine:
             raise EngineError(
                 "CUDA was asked for but does not load: "
                 f"{'; '.join(reasons) or 'ONNX Runtime fell back to the CPU (w2v-doctor may say why)'}. "
-                "Without it: --device cpu."
+                f"Without it: {option('device', CPU)}."
             )
-        return _Session(session, frozenset(value.name for value in session.get_inputs()))
+        inputs = frozenset(value.name for value in session.get_inputs())
+        shrinks = options.enable_cpu_mem_arena and not graph.main and self.device == CPU
+        return _Session(session, inputs, shrinks)
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph") -> list[Array]:
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph", stop: Stop | None = None
+    ) -> list[Array]:
         opened = self._sessions.get(outputs, graph)
         needed = {name: value for name, value in feeds.items() if name in opened.inputs}
+        run, stop = self._new_run(), stop or Stop()
+        if opened.shrinks and max(value.size for value in needed.values()) > _KEPT_SAMPLES:
+            run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
-            with self._registered() as run, self._busy:
+            with stop.ending(functools.partial(setattr, run, "terminate", True)), self._busy:
                 if self._buffers is None:
                     results: list[Array] = opened.session.run(list(outputs), needed, run)
                     return results
@@ -152,33 +171,17 @@ class OnnxRuntimeEngine:
         except W2VError:
             raise
         except Exception as error:
+            stop.check()
             shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
             short = _OUT_OF_MEMORY.search(str(error)) or isinstance(error, MemoryError)
             kind = OutOfMemoryError if short else W2VError
             raise kind(f"The engine failed on {shapes}: {first_line(error)}") from error
 
-    @contextlib.contextmanager
-    def _registered(self) -> Iterator[Any]:
-        """The options of a new run, which :meth:`stop` ends."""
-        run = self._new_run()
-        with self._changing:
-            if self.stopped:
-                raise W2VError("The engine was stopped.")
-            self._in_progress.add(run)
-        try:
-            yield run
-        finally:
-            with self._changing:
-                self._in_progress.remove(run)
 
-    def stop(self) -> None:
-        with self._changing:
-            self.stopped = True
-            for run in self._in_progress:
-                run.terminate = True
-
-    def start(self) -> None:
-        self.stopped = False
+@functools.cache
+def _cuda_process() -> int:
+    """The process that was the first to use CUDA, here or in one that this was forked from."""
+    return os.getpid()
 
 
 def _run_bound(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections import deque
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,16 +11,19 @@ from typing import Any, Final
 from w2v_models.bundle import Bundle
 from w2v_models.errors import BundleError, EngineError, W2VError
 from w2v_models.manifest import LOG_MEL_FRONT_END
-from w2v_runtime.engine import OPENVINO, Array, Graph, stored_precision
+from w2v_runtime import forks
+from w2v_runtime.engine import CPU, OPENVINO, Array, Graph, Stopwatch, option, stored_precision
 from w2v_runtime.graph_files import GraphFile, Sessions
 from w2v_runtime.openvino_graph import read_graph
+from w2v_runtime.stop import Stop
 
 DEVICE: Final = "CPU"
 PRECISION_HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 FORMATS: Final = ("FP32", "BF16", "FP16", "INT8")
 #: How long a stopped run goes on at most.
 _POLL_MILLISECONDS: Final = 20
-_STOPPED: Final = "The engine was stopped."
+#: Graphs that stay open beside the one that the engine was opened for; each holds weights of its own.
+_RECENT: Final = 2
 
 
 def load() -> Any:
@@ -48,13 +50,17 @@ def capabilities(core: Any) -> list[str]:
     return [name for name in FORMATS if name in able]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Compiled:
-    """A compiled graph, its inputs, and requests that wait for a run."""
+    """A compiled graph, its inputs, and the request that runs it; one run at a time has its turn.
 
-    model: Any
+    A run that was cut short leaves its shapes in the graph, which is ``spoiled`` then: the next answer would be wrong.
+    """
+
+    request: Any
     inputs: frozenset[str]
-    idle: deque[Any] = field(default_factory=deque)
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    spoiled: bool = False
 
 
 class OpenVINOEngine:
@@ -72,15 +78,19 @@ class OpenVINOEngine:
     """
 
     def __init__(self, bundle: Bundle, precision: str, threads: int) -> None:
-        self._sessions = Sessions(bundle, stored_precision(precision), self._open)
+        self._sessions = Sessions(bundle, stored_precision(precision), self._open, _RECENT)
         if bundle.manifest.architecture.front_end == LOG_MEL_FRONT_END:
             model = bundle.manifest.source.model
-            raise EngineError(f"{model} needs float64 for its log-mel features, which OpenVINO lacks: --device cpu.")
+            raise EngineError(
+                f"{model} needs float64 for its log-mel features, which OpenVINO lacks: {option('device', CPU)}."
+            )
         self._openvino = load()
-        self._core = self._openvino.Core()
-        if precision == "bf16" and "BF16" not in capabilities(self._core):
-            name = self._core.get_property(DEVICE, "FULL_DEVICE_NAME")
-            raise EngineError(f"This processor ({name}) does not multiply bfloat16: choose --precision fp32.")
+        core = self._openvino.Core()
+        if precision == "bf16" and "BF16" not in capabilities(core):
+            name = core.get_property(DEVICE, "FULL_DEVICE_NAME")
+            raise EngineError(
+                f"This processor ({name}) does not multiply bfloat16: choose {option('precision', 'fp32')}."
+            )
         self._options = {
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
             "INFERENCE_NUM_THREADS": threads,
@@ -89,59 +99,66 @@ class OpenVINOEngine:
         }
         self.device = OPENVINO
         self.runs = 1
-        self.busy_seconds = 0.0
-        self.stopped = False
+        self._busy = Stopwatch()
+
+    @property
+    def busy_seconds(self) -> float:
+        return self._busy.seconds
 
     def prepare(self, outputs: Sequence[str], graph: Graph = "graph") -> None:
         self._sessions.get(outputs, graph)
 
     def _open(self, graph: GraphFile) -> _Compiled:
         try:
-            model = read_graph(self._openvino, graph.path, graph.outputs)
-            compiled = self._core.compile_model(model, DEVICE, self._options)
+            with forks.held_off():
+                model = read_graph(self._openvino, graph.path, graph.outputs)
+                compiled = self._openvino.Core().compile_model(model, DEVICE, self._options)
+                request = compiled.create_infer_request()
         except Exception as error:  # OpenVINO's exceptions share no base class
             raise BundleError(f"{graph.path} cannot be opened by OpenVINO: {_reason(error)}") from None
-        return _Compiled(compiled, frozenset(value.any_name for value in compiled.inputs))
+        return _Compiled(request, frozenset(value.any_name for value in compiled.inputs))
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph") -> list[Array]:
-        compiled = self._sessions.get(outputs, graph)
-        if self.stopped:
-            raise W2VError(_STOPPED)
-        start = time.perf_counter()
-        needed = {name: value for name, value in feeds.items() if name in compiled.inputs}
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph", stop: Stop | None = None
+    ) -> list[Array]:
+        stop = stop or Stop()
+        while True:
+            compiled = self._sessions.get(outputs, graph)
+            while not compiled.turn.acquire(timeout=_POLL_MILLISECONDS / 1000):
+                stop.check()
+            try:
+                if not compiled.spoiled:
+                    with self._busy, forks.held_off():
+                        return self._run(compiled, feeds, outputs, stop)
+            finally:
+                compiled.turn.release()
+
+    def _run(self, compiled: _Compiled, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop) -> list[Array]:
+        """Run a graph whose turn it is; if that fails, it is opened again for the next one."""
+        stop.check()
         try:
-            request = compiled.idle.pop()
-        except IndexError:
-            request = compiled.model.create_infer_request()
-        try:
-            self._infer(request, needed)
-            results: list[Array] = [request.get_tensor(name).data.copy() for name in outputs]
-        except Exception as error:
-            self._sessions.forget()  # a run cut short leaves its shapes in the compiled graph, and the next one wrong
-            if self.stopped:
-                raise W2VError(_STOPPED) from error
+            _infer(compiled.request, {name: value for name, value in feeds.items() if name in compiled.inputs}, stop)
+            return [compiled.request.get_tensor(name).data.copy() for name in outputs]
+        except BaseException as error:
+            compiled.spoiled = True
+            self._sessions.forget(compiled)
+            stop.check()
+            if not isinstance(error, Exception):
+                raise
             shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
             raise W2VError(f"The engine failed on {shapes}: {_reason(error)}") from error
-        compiled.idle.append(request)
-        self.busy_seconds += time.perf_counter() - start
-        return results
 
-    def _infer(self, request: Any, feeds: Mapping[str, Array]) -> None:
-        """Wait for a run while looking whether it is stopped; nothing is left running, whatever happens."""
-        request.start_async(feeds, share_inputs=True)
-        try:
-            while not request.wait_for(_POLL_MILLISECONDS):
-                if self.stopped:
-                    request.cancel()
-        except BaseException:
-            request.cancel()
-            raise
 
-    def stop(self) -> None:
-        self.stopped = True
-
-    def start(self) -> None:
-        self.stopped = False
+def _infer(request: Any, feeds: Mapping[str, Array], stop: Stop) -> None:
+    """Wait for a run while looking whether it is stopped; nothing is left running, whatever happens."""
+    request.start_async(feeds, share_inputs=True)
+    try:
+        while not request.wait_for(_POLL_MILLISECONDS):
+            if stop.stopped:
+                request.cancel()
+    except BaseException:
+        request.cancel()
+        raise
 
 
 def _reason(error: BaseException) -> str:

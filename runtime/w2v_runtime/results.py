@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Final, Literal, cast, get_args
 
 import numpy as np
@@ -92,7 +93,9 @@ class Request:
         if len(set(self.pooling)) != len(self.pooling):
             raise RefusedError(f"pooling {','.join(self.pooling)!r} names one twice.")
         if self.layer_weights is not None and self.layers not in ((LAST_LAYER,), (WEIGHTED_LAYERS,)):
-            raise RefusedError("layer and layer-weights exclude each other: the weights are those of all layers.")
+            raise RefusedError(
+                "layer and layer_weights (--layer-weights) exclude each other: the weights are those of all layers."
+            )
 
     @classmethod
     def of(
@@ -102,9 +105,15 @@ class Request:
         layer: str | int | Sequence[str | int] = LAST_LAYER,
         layer_weights: Sequence[float] | None = None,
     ) -> Request:
-        """Build from what users write: ``"mean,std"`` or a list; ``9``, ``"last"``, ``"3,9"`` or a list."""
-        weights = None if layer_weights is None else tuple(float(weight) for weight in layer_weights)
-        return cls(cast(Level, level), cast(tuple[Pooling, ...], _words(pooling)), _words(layer), weights)
+        """Build from what users write: ``"mean,std"`` or a list; ``9``, ``"last"``, ``"3,9"`` or a list.
+
+        Raises:
+            RefusedError: one of them is unknown, or of another type; the message names what there is.
+        """
+        poolings = _words(pooling, f"pooling is one or several of {', '.join(POOLINGS)}")
+        layers = _words(layer, f"layer is {LAST_LAYER}, {ALL_LAYERS}, a whole number from 0, or several of them")
+        weights = None if layer_weights is None else _numbers(layer_weights)
+        return cls(cast(Level, level), cast(tuple[Pooling, ...], poolings), layers, weights)
 
     def resolved(self, last: int) -> Request:
         """With the layers of a model named that has the layers 0 … ``last``.
@@ -132,6 +141,22 @@ class Request:
         return dataclasses.replace(self, layers=layers)
 
 
-def _words(value: str | int | Sequence[str | int]) -> tuple[str, ...]:
-    items = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
-    return tuple(str(item).strip() for item in items)
+def _words(value: object, known: str) -> tuple[str, ...]:
+    """Words and whole numbers as words; several with commas, or in any iterable."""
+    items = value.split(",") if isinstance(value, str) else [value] if isinstance(value, Integral) else value
+    if isinstance(items, Iterable) and not isinstance(items, bytes | Mapping):
+        words = list(items)
+        if words and all(isinstance(word, str | Integral) and not isinstance(word, bool) for word in words):
+            return tuple(str(word).strip() for word in words)
+    raise RefusedError(f"{known}, not {value!r}.")
+
+
+def _numbers(weights: object) -> tuple[float, ...]:
+    """Layer weights as they are computed with."""
+    try:
+        array = np.asarray(weights, np.float64)
+    except (TypeError, ValueError, RuntimeError):  # the last is that of tensors
+        array = np.empty(0)
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        raise RefusedError("layer_weights (--layer-weights) are finite numbers, one for each layer from 0.")
+    return tuple(array.tolist())

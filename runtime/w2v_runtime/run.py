@@ -10,12 +10,13 @@ import sys
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import BinaryIO, Final
 
 from w2v_models.errors import OutputError, StorageError
-from w2v_runtime.corpus import Finished, Input, embed_inputs, embed_paths
+from w2v_runtime.corpus import Finished, Input, embed_in_order, embed_inputs
 from w2v_runtime.embedder import Embedder
 from w2v_runtime.failures import FailureLog
+from w2v_runtime.inputs import STANDARD_INPUT
 from w2v_runtime.journal import UNKNOWN, Header, InputList, Stamp, drop_earlier, write_journal
 from w2v_runtime.readback import FinishedOutput
 from w2v_runtime.results import Embedding, Failure
@@ -43,6 +44,7 @@ def run(
     written: Written,
     progress: Progress = lambda summary: None,
     check: Callable[[], None] = lambda: None,
+    standard_input: BinaryIO | None = None,
 ) -> Summary:
     """Embed every input that is not finished yet and write the output. The caller holds the output's lock.
 
@@ -54,12 +56,13 @@ def run(
         written: the files that it writes, none of which may be an input.
         progress: called with the summary whenever it has changed.
         check: raises W2VError where the output is not this run's any more.
+        standard_input: what the input ``-`` holds, as a file that can be read again.
 
     Raises:
         OutputError: an input is also written, or results would be lost because their inputs are gone.
         StorageError: the output cannot be written; what is finished stays resumable.
     """
-    return _Run(options, header, written, InputList(inputs), progress, check).go(open_embedder)
+    return _Run(options, header, written, InputList(inputs), progress, check, standard_input).go(open_embedder)
 
 
 class _Run:
@@ -73,9 +76,10 @@ class _Run:
         inputs: InputList,
         progress: Progress,
         check: Callable[[], None],
+        standard_input: BinaryIO | None,
     ) -> None:
         self._options, self._header, self._written, self._inputs = options, header, written, inputs
-        self._progress, self._check = progress, check
+        self._progress, self._check, self._standard_input = progress, check, standard_input
         self._summary = Summary()
         self._stamps: dict[int, Stamp] = {}
         self._failed = array("q")
@@ -88,7 +92,7 @@ class _Run:
                 stack.enter_context(contextlib.closing(resumed))
                 todo: Iterable[Input] = self._unfinished(resumed)
             else:
-                todo = itertools.starmap(Input, self._shard())
+                todo = itertools.starmap(self._input, self._shard())
             if todo or resumed is None or not resumed.unchanged:
                 embedder = open_embedder()
                 busy = embedder.engine.busy_seconds
@@ -112,6 +116,9 @@ class _Run:
         """This shard's inputs, numbered from 0."""
         shard = self._options.shard
         return enumerate(path for index, path in enumerate(self._inputs) if shard.holds(index))
+
+    def _input(self, position: int, path: str) -> Input:
+        return Input(position, path, self._standard_input if path == STANDARD_INPUT else None)
 
     def _take_up(self) -> Spool | None:
         """The record of earlier runs; None where there is none. A damaged journal of a complete output is mended."""
@@ -141,7 +148,7 @@ class _Run:
             if spool.recall(position, path, self._stamp(path)):
                 summary.recalled += 1
             else:
-                todo.append(Input(position, path))
+                todo.append(self._input(position, path))
             summary.checked += 1
             self._progress(summary)
         summary.stage = "embedding"
@@ -163,6 +170,8 @@ class _Run:
         Raises:
             OutputError: it is one of the files that the run writes.
         """
+        if path == STANDARD_INPUT and self._standard_input is not None:
+            return Stamp.of_content(self._standard_input)
         try:
             status = os.stat(path)
             stamp = Stamp.of_status(path, status, self._options.hash)
@@ -271,11 +280,17 @@ def _write(store: EmbeddingStore, embedding: Embedding, spool: Spool) -> None:
         raise OutputError(f"{spool.journal_path} is damaged ({error}); start again with --overwrite.") from error
 
 
-def stream(embedder: Embedder, inputs: Iterable[str], options: RunOptions) -> Summary:
+def stream(
+    embedder: Embedder, inputs: Iterable[str], options: RunOptions, standard_input: BinaryIO | None = None
+) -> Summary:
     """Embed every input of the shard and write JSON lines to standard output as they come, in order."""
     summary, start = Summary(), time.monotonic()
     chosen = (path for index, path in enumerate(inputs) if options.shard.holds(index))
-    results = embed_paths(embedder, chosen, options.request, options.corpus)
+    numbered = (
+        Input(position, path, standard_input if path == STANDARD_INPUT else None)
+        for position, path in enumerate(chosen)
+    )
+    results = embed_in_order(embedder, numbered, options.request, options.corpus)
     with FailureLog(options.failures_path) as failures:
 
         def embedded() -> Iterator[Embedding]:

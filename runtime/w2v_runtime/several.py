@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
+from w2v_runtime import forks
 from w2v_runtime.engine import Array, Engine, Graph, Stopwatch
+from w2v_runtime.stop import Stop
 
 
 class SeveralEngines:
@@ -17,12 +19,14 @@ class SeveralEngines:
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._engines = tuple(engines)
-        self._running = [0] * len(self._engines)
-        self._choosing = threading.Lock()
         self._busy = Stopwatch()
         self.device = self._engines[0].device
         self.runs = sum(engine.runs for engine in self._engines)
-        self.stopped = False
+        self.renew()
+        forks.renew_in_child(self)
+
+    def renew(self) -> None:
+        self._running, self._choosing = [0] * len(self._engines), threading.Lock()
 
     @property
     def busy_seconds(self) -> float:
@@ -32,23 +36,15 @@ class SeveralEngines:
         for engine in self._engines:
             engine.prepare(outputs, graph)
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph") -> list[Array]:
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph", stop: Stop | None = None
+    ) -> list[Array]:
         with self._choosing:
             idlest = self._running.index(min(self._running))
             self._running[idlest] += 1
         try:
             with self._busy:
-                return self._engines[idlest].run(feeds, outputs, graph)
+                return self._engines[idlest].run(feeds, outputs, graph, stop)
         finally:
             with self._choosing:
                 self._running[idlest] -= 1
-
-    def stop(self) -> None:
-        self.stopped = True
-        for engine in self._engines:
-            engine.stop()
-
-    def start(self) -> None:
-        self.stopped = False
-        for engine in self._engines:
-            engine.start()
