@@ -263,3 +263,11 @@ def _reason(fault: BaseException) -> str:
 
 
 _C_STREAMS: Final = _CStreams()
+
+
+def _renew_lock() -> None:
+    """In a forked process no thread is opening a file, and would never release soundfile's own lock for that."""
+    soundfile.SoundFile._sf_error_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
