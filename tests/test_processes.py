@@ -98,6 +98,21 @@ def test_a_forked_child_goes_on_with_it(embedder, paths):
     assert_equal(answers(embedder, paths), expected)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted by Linux alone")
+def test_a_forked_child_computes_on_threads_of_its_own(embedder, paths):
+    """It opens its own graphs when it needs them; without them, all work would be that of one thread, if it ended."""
+    embedder.embed(paths[0])
+
+    def threads() -> tuple[int, int]:
+        before = len(os.listdir("/proc/self/task"))
+        embedder.embed(paths[0])
+        return before, len(os.listdir("/proc/self/task"))
+
+    before, after = in_fork(threads)
+    assert before == 1
+    assert after > 1
+
+
 def test_a_child_forked_while_others_open_and_run_does_not_hang(embedder, paths):
     """Three threads open graphs, run them and drop them again while children are forked: all answer right."""
     expected, done = answers(embedder, paths), threading.Event()
@@ -120,12 +135,13 @@ def test_a_child_forked_while_others_open_and_run_does_not_hang(embedder, paths)
 
 
 def test_a_child_forked_while_every_lock_is_held_does_not_hang(embedder, paths, bundles):
-    """Locks of an engine, of a graph that is being opened, of several engines: the child finds none of them locked."""
+    """Of an engine, of a graph that is being opened, of several engines, of soundfile: the child finds none locked."""
     one = embedder.engine
     whole = SeveralEngines([one, open_engine(Bundle.open(bundles("base")), one.device, threads=2)])
     expected = answers(embedder, paths)
     locks = [one._sessions._changing, *(place.opening for place in one._sessions._places.values())]
     locks += [one._busy._lock, whole._choosing, whole._busy._lock]
+    locks += [soundfile.SoundFile._sf_error_lock] if hasattr(soundfile.SoundFile, "_sf_error_lock") else []
     with contextlib.ExitStack() as held:
         for lock in locks:
             held.enter_context(lock)

@@ -8,8 +8,8 @@ import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +22,7 @@ from w2v_runtime.long import Advance
 from w2v_runtime.recordings import Recording
 from w2v_runtime.results import Embedding, Failure, Request
 from w2v_runtime.stop import Stop
+from w2v_runtime.workers import Task, Workers
 
 if TYPE_CHECKING:
     from w2v_runtime.embedder import Embedder
@@ -149,9 +150,9 @@ def _run(
     pool = Pool(max(1, round(seconds * embedder.sample_rate)), longest_first=engine.device == CUDA)
     work, faults = _Work(embedder, request, options, advance, pool), list[Exception]()
     with _workers(work.stop, jobs, engine.runs) as (decoder, runner):
-        running: deque[Future[Finished]] = deque()
+        running: deque[Task[Finished]] = deque()
         for batch in _batches(work, _decoded(work, _until_fault(inputs, faults), decoder, jobs)):
-            running.append(runner.submit(work.embed, batch))
+            running.append(runner.submit(partial(work.embed, batch)))
             if len(running) > engine.runs:
                 yield running.popleft().result()
         while running:
@@ -176,11 +177,11 @@ class _Decoded:
     audio: Audio | Failure | None
 
 
-def _decoded(work: _Work, inputs: Iterable[Input], decoder: ThreadPoolExecutor, jobs: int) -> Iterator[_Decoded]:
+def _decoded(work: _Work, inputs: Iterable[Input], decoder: Workers, jobs: int) -> Iterator[_Decoded]:
     """Inputs as audio, in order, a few decoded ahead."""
-    ahead: deque[Future[_Decoded]] = deque()
+    ahead: deque[Task[_Decoded]] = deque()
     for item in inputs:
-        ahead.append(decoder.submit(work.decode, item))
+        ahead.append(decoder.submit(partial(work.decode, item)))
         if len(ahead) > 4 * jobs:
             yield ahead.popleft().result()
     while ahead:
@@ -286,15 +287,12 @@ def _failure(item: Input, stage: str, error: W2VError | MemoryError) -> Failure:
 
 
 @contextlib.contextmanager
-def _workers(stop: Stop, jobs: int, runs: int) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
+def _workers(stop: Stop, jobs: int, runs: int) -> Iterator[tuple[Workers, Workers]]:
     """Decoding threads and the engine's threads. When the consumer stops early, what runs is ended at once."""
-    decoder = ThreadPoolExecutor(jobs, thread_name_prefix="w2v-decode")
-    runner = ThreadPoolExecutor(runs, thread_name_prefix="w2v-engine")
+    decoder, runner = Workers(jobs, "w2v-decode", stop), Workers(runs, "w2v-engine", stop)
     try:
         yield decoder, runner
-    except BaseException:
-        stop.stop()
-        raise
     finally:
-        decoder.shutdown(cancel_futures=True)
-        runner.shutdown(cancel_futures=True)
+        stop.stop()
+        decoder.close()
+        runner.close()

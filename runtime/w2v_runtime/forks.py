@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
@@ -41,25 +42,28 @@ class _Quiet:
         self.renew()
 
     def renew(self) -> None:
-        self._changed, self._inside, self._forking = threading.Condition(), 0, 0
+        self._lock, self._inside, self._forking, self._settled = threading.Lock(), 0, 0, 0.0
+        self._changed = threading.Condition(self._lock)
 
     def enter(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._forking <= 0)
             self._inside += 1
 
-    def leave(self) -> None:
-        with self._changed:
+    def leave(self, settling: float) -> None:
+        with self._lock:
             self._inside -= 1
+            self._settled = max(self._settled, time.monotonic() + settling)
             self._changed.notify_all()
 
     def before_fork(self) -> None:
-        with self._changed:
+        with self._lock:
             self._forking += 1
             self._changed.wait_for(lambda: self._inside <= 0, _PATIENCE)
+        time.sleep(max(0.0, self._settled - time.monotonic()))
 
     def after_fork(self) -> None:
-        with self._changed:
+        with self._lock:
             self._forking -= 1
             self._changed.notify_all()
 
@@ -68,13 +72,17 @@ _QUIET: Final = _Quiet()
 
 
 @contextlib.contextmanager
-def held_off() -> Iterator[None]:
-    """While inside, on this thread or another, no process is forked; a fork waits. Not to be nested."""
+def held_off(settling: float = 0.0) -> Iterator[None]:
+    """While inside, on this thread or another, no process is forked; a fork waits. Not to be nested.
+
+    Args:
+        settling: seconds that a fork waits after the end, for threads of the native code that go to rest behind it.
+    """
     _QUIET.enter()
     try:
         yield
     finally:
-        _QUIET.leave()
+        _QUIET.leave(settling)
 
 
 def _renew_all() -> None:

@@ -22,6 +22,8 @@ PRECISION_HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 FORMATS: Final = ("FP32", "BF16", "FP16", "INT8")
 #: How long a stopped run goes on at most.
 _POLL_MILLISECONDS: Final = 20
+#: Seconds in which the threads of its pool have gone to sleep after a run, and hold no lock of the pool any more.
+_SETTLING: Final = 0.05
 #: Graphs that stay open beside the one that the engine was opened for; each holds weights of its own.
 _RECENT: Final = 2
 
@@ -110,7 +112,7 @@ class OpenVINOEngine:
 
     def _open(self, graph: GraphFile) -> _Compiled:
         try:
-            with forks.held_off():
+            with forks.held_off(_SETTLING):
                 model = read_graph(self._openvino, graph.path, graph.outputs)
                 compiled = self._openvino.Core().compile_model(model, DEVICE, self._options)
                 request = compiled.create_infer_request()
@@ -128,7 +130,7 @@ class OpenVINOEngine:
                 stop.check()
             try:
                 if not compiled.spoiled:
-                    with self._busy, forks.held_off():
+                    with self._busy, forks.held_off(_SETTLING):
                         return self._run(compiled, feeds, outputs, stop)
             finally:
                 compiled.turn.release()

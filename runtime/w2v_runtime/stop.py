@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import threading
-import weakref
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from w2v_models.errors import W2VError
-
-_LIVE: Final[weakref.WeakSet[Stop]] = weakref.WeakSet()
 
 
 class Stop:
     """What a caller holds to end its own work, in the engine and on the way there. Threads may share it.
 
-    It has no lock, which another thread might hold while the process is forked: operations on a set are atomic, and a
-    run is noted before :meth:`stop` is looked for, so that one of the two sees the other.
+    It has no lock, which another thread might hold while the process is forked: operations on a set are atomic, and
+    what is to be ended is noted before it is asked whether it is stopped, so that one of the two sees the other.
     """
 
     def __init__(self) -> None:
         self.stopped = False
         self._ends: set[Callable[[], None]] = set()
-        _LIVE.add(self)
 
     def stop(self) -> None:
         """End what is in progress, and whatever would begin later."""
@@ -54,12 +47,3 @@ class Stop:
             yield
         finally:
             self._ends.discard(end)
-
-
-def _stop_all() -> None:
-    for stop in tuple(_LIVE):
-        stop.stop()
-
-
-# A loop that Ctrl-C left behind is not closed before Python waits for the threads of executors; what they do ends here.
-getattr(threading, "_register_atexit", atexit.register)(_stop_all)
