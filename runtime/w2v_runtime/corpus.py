@@ -255,7 +255,8 @@ class _Work:
             self.stop.check()
             return Finished(((item, _failure(item, "embed", error)),))
         samples = round(embedding.duration * self.embedder.sample_rate)
-        return Finished(((item, embedding),), samples, samples)
+        named = dataclasses.replace(embedding, path=item.path)  # a recording need not know what it is called
+        return Finished(((item, named),), samples, samples)
 
     def _embed(self, items: list[tuple[Input, Audio]]) -> list[Embedding | Failure]:
         """Embed a batch; where the engine fails, its halves, so that only an input that fails alone is lost.
