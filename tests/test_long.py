@@ -70,6 +70,19 @@ def test_windows_equal_pytorch_on_the_same_windows(checkpoints, bundles, kind, w
         assert np.array_equal(pooled.logits, frames.logits)
 
 
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_windows_of_the_usual_size_join_to_the_whole(bundles, device):
+    """45 s as everybody gets them, of a middle layer and in frames: near the recording embedded whole."""
+    if device == "openvino":
+        pytest.importorskip("openvino")
+    waveform = speech(45, seed=3), 16000
+    usual, whole = (Embedder(bundles("base"), device=device, windowing=w) for w in (Windowing(), Windowing(46, 0)))
+    for request in ({"layer": 1}, {"level": "frame"}):
+        found, expected = (embedder.embed(waveform, **request).values for embedder in (usual, whole))
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() < 5e-3
+
+
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_one_window_is_the_whole(bundles, kind):
     """A recording that fits one window gives the same through the graph for windows."""

@@ -270,7 +270,7 @@ def test_threads_open_a_copy_once(bundles, paths, monkeypatch):
     """Eight threads use a new copy at once: one engine."""
     opened = []
     monkeypatch.setattr("w2v_runtime.opening.open_engine", lambda *a: opened.append(a) or open_engine(*a))
-    other = copy.deepcopy(Embedder(bundles("emotion"), device="cpu", threads=1))
+    other = copy.deepcopy(Embedder(bundles("base"), device="cpu", threads=3))
     workers = [threading.Thread(target=other.embed, args=(paths[0],)) for _ in range(8)]
     for worker in workers:
         worker.start()

@@ -68,11 +68,11 @@ def providers(device: str, precision: str = "fp32") -> list[tuple[str, dict[str,
 
 @dataclass(frozen=True)
 class _Session:
-    """An open session, the inputs of its graph, and whether it gives the memory of a large run back."""
+    """An open session, the inputs of its graph, and whether the memory of a large run is given back behind it."""
 
     session: Any
     inputs: frozenset[str]
-    shrinks: bool
+    gives_back: bool
 
 
 class OnnxRuntimeEngine:
@@ -151,8 +151,7 @@ class OnnxRuntimeEngine:
                 f"Without it: {option('device', CPU)}."
             )
         inputs = frozenset(value.name for value in session.get_inputs())
-        shrinks = options.enable_cpu_mem_arena and not graph.main and self.device == CPU
-        return _Session(session, inputs, shrinks)
+        return _Session(session, inputs, self.device == CPU and options.enable_cpu_mem_arena and not graph.main)
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph", stop: Stop | None = None
@@ -160,7 +159,7 @@ class OnnxRuntimeEngine:
         opened = self._sessions.get(outputs, graph)
         needed = {name: value for name, value in feeds.items() if name in opened.inputs}
         run, stop = self._new_run(), stop or Stop()
-        if opened.shrinks and max(value.size for value in needed.values()) > _KEPT_SAMPLES:
+        if opened.gives_back and max(value.size for value in needed.values()) > _KEPT_SAMPLES:
             run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
             with stop.ending(functools.partial(setattr, run, "terminate", True)), self._busy:
