@@ -38,6 +38,8 @@ _RUNS: Final = {CPU: 1, CUDA: 2}
 _RECENT: Final = {CPU: 4, CUDA: 2}
 #: Samples of a run, padding included, whose memory such a graph keeps for the next; a larger run's is given back.
 _KEPT_SAMPLES: Final = 16 * 16_000
+#: Levels of ONNX Runtime's log.
+_ERRORS, _FATAL = 3, 4
 #: How ONNX Runtime's arena, CUDA and its libraries say that memory is short.
 _OUT_OF_MEMORY: Final = re.compile(r"Failed to allocate memory|out of memory|bad_alloc|_ALLOC_FAILED", re.IGNORECASE)
 
@@ -101,6 +103,8 @@ class OnnxRuntimeEngine:
         self.runs = _RUNS[self.device]
         self._buffers: Buffers | None = None
         if self.device == CUDA:
+            # For each session it warns that the CUDA of its own build is no plugin, which nobody asked for.
+            onnxruntime.set_default_logger_severity(_ERRORS)
             cuda_libraries.preload()
             cudart = cuda_libraries.runtime_library()
             number = int(device.partition(":")[2] or 0)
@@ -125,7 +129,7 @@ class OnnxRuntimeEngine:
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
-        options.log_severity_level = 4  # errors come as exceptions, and need not be printed as well
+        options.log_severity_level = _FATAL  # errors come as exceptions, and need not be printed as well
         options.enable_mem_pattern = False  # patterns are planned for one shape; ours all differ
         # Packed weights are held beside the mapped ones. In windows, long inputs hide the packing, and make the arena
         # hold a third more than is in use.
