@@ -21,6 +21,7 @@ transformers = pytest.importorskip("transformers")
 from w2v_export import export_bundle  # noqa: E402
 from w2v_export.checkpoint import load, seeded  # noqa: E402
 from w2v_export.exporter import UnprovenError  # noqa: E402
+from w2v_export.graph.waveform import GroupNormFrontEnd  # noqa: E402
 
 KINDS = ("base", "large", "emotion")
 FRAMES = TOLERANCES["fp32"]["frames"].max_abs
@@ -54,6 +55,22 @@ def reference(folder: Path, waveform: np.ndarray, kind: str):
         return frames, frames.mean(0), None
     pooled, logits = EmotionModel.from_pretrained(folder).eval()(inputs.input_values)
     return frames, pooled[0].numpy(), logits[0].numpy()
+
+
+def test_the_group_norm_s_variances_keep_their_digits_in_long_audio():
+    """Of filters that take nearly everything away (second differences), over 25 s in a batch, against float64."""
+    conv, samples, lengths = torch.nn.Conv1d(1, 512, 10, 5, bias=False), 25 * 16000, (25 * 16000, 11 * 16000 + 7)
+    front_end = GroupNormFrontEnd(conv, torch.nn.GroupNorm(512, 512), surplus=1)
+    batch = np.zeros((2, samples), np.float32)
+    for row, length in zip(batch, lengths, strict=True):
+        row[:length] = 10 * speech(25)[:length]
+    frames = front_end.frames(torch.from_numpy(batch)[:, :, None])
+    _, covariance = front_end.statistics(frames, torch.tensor(lengths))
+    filters = np.diff(np.random.default_rng(0).standard_normal((512, 12)), 2)
+    for row, length, found in zip(batch, lengths, covariance.double().numpy(), strict=True):
+        views = np.lib.stride_tricks.sliding_window_view(row[:length].astype(np.float64), 10)[::5]
+        expected = np.einsum("ci,ij,cj->c", filters, np.cov(views.T, bias=True), filters)
+        assert np.einsum("ci,ij,cj->c", filters, found, filters) == pytest.approx(expected, rel=6e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

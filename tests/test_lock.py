@@ -30,7 +30,7 @@ def test_the_second_of_two_runs_on_an_output_is_refused(bundles, tmp_path):
     """Exit 2 with the process that holds it; the first goes on and completes."""
     corpus, output = write_corpus(tmp_path / "corpus", 30), tmp_path / "out.npz"
     arguments = (corpus, "-m", bundles("base"), "-o", output, "--batch-seconds", "3")
-    first = start(*arguments)
+    first = start(*arguments, before=SLOW)
     wait_for(lambda: len(recorded(output)) > 0, first)
     first.send_signal(signal.SIGSTOP)
     for choice in ("--resume", "--overwrite"):
