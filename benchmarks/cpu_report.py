@@ -177,7 +177,7 @@ def readme_section(results: Mapping[str, Any]) -> list[str]:
     ]
     for short, result in results["models"].items():
         lines += [*summary_table(short, result, results["files"]), ""]
-    return lines + OPEN_ON_GPU
+    return lines + ON_GPU
 
 
 def summary_table(short: str, result: Mapping[str, Any], files: int) -> list[str]:
@@ -212,11 +212,12 @@ def short_cell(seconds: Mapping[str, Sequence[float]], peer: str) -> str:
     return f"{statistics.median(ratios(seconds, peer)):.1f} ×"
 
 
-OPEN_ON_GPU = [
-    "### GPU: not measured yet",
+ON_GPU = [
+    "### GPU",
     "",
-    "`make bench-gpu` compares with transformers and torch.compile on a machine with a GPU. It has not been run on",
-    "one; [benchmarks](benchmarks/README.md#not-measured-yet) lists what it will show.",
+    "On one H200, base in fp16 had 3.2 × the speed of transformers fp32 with one utterance of 10 s and 4.1 × with eight,",
+    "2.1 × and 1.6 × that of transformers at its fastest (tf32), at a smallest frame cosine of 0.999996. [First figures, and",
+    "what is open](benchmarks/README.md#on-a-gpu); `make bench-gpu` measures it all.",
 ]
 
 
