@@ -215,9 +215,9 @@ def short_cell(seconds: Mapping[str, Sequence[float]], peer: str) -> str:
 ON_GPU = [
     "### GPU",
     "",
-    "On one H200, base in fp16 had 3.2 × the speed of transformers fp32 with one utterance of 10 s and 4.1 × with eight,",
-    "2.1 × and 1.6 × that of transformers at its fastest (tf32), at a smallest frame cosine of 0.999996. [First figures, and",
-    "what is open](benchmarks/README.md#on-a-gpu); `make bench-gpu` measures it all.",
+    "On one H200, base in fp16 had 3.2 × the speed of transformers fp32 with one utterance of 10 s and 4.1 × with",
+    "eight, 2.1 × and 1.6 × that of transformers at its fastest (tf32), at a smallest frame cosine of 0.999996. [First",
+    "figures, and what is open](benchmarks/README.md#on-a-gpu); `make bench-gpu` measures it all.",
 ]
 
 
