@@ -28,7 +28,7 @@ from workers import Worker
 from w2v_export.signals import speech_like
 from w2v_models import Bundle
 from w2v_models.manifest import EMBEDDING, LENGTHS, WAVEFORM, Architecture
-from w2v_runtime.processors import available
+from w2v_runtime.threads.processors import available
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RATE, SECONDS, FIRST_SECONDS = 16000, 10, 3
@@ -57,7 +57,7 @@ class Profile:
     def __init__(self, bundle: Path, precision: str) -> None:
         import onnxruntime
 
-        from w2v_runtime.engine import open_engine
+        from w2v_runtime.engines.choice import open_engine
 
         class Profiled(onnxruntime.SessionOptions):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -108,8 +108,8 @@ class Opening:
 
     def compile(self) -> tuple[float, float]:
         """Seconds of compiling the graph, and of the first run."""
-        from w2v_runtime.openvino_engine import load
-        from w2v_runtime.openvino_graph import read_graph
+        from w2v_runtime.engines.openvino import load
+        from w2v_runtime.engines.openvino_graph import read_graph
 
         openvino = load()
         return self._timed(
@@ -118,7 +118,7 @@ class Opening:
 
     def load(self) -> tuple[float, float]:
         """Seconds of opening the compiled graph as memory mapped from disk, and of the first run."""
-        from w2v_runtime.openvino_engine import load
+        from w2v_runtime.engines.openvino import load
 
         openvino = load()
         mapped = np.memmap(self._blob, np.uint8, "c")
@@ -127,8 +127,8 @@ class Opening:
 
     def write(self) -> tuple[float, int]:
         """Compile the graph and write it: seconds of the writing, and bytes."""
-        from w2v_runtime.openvino_engine import load
-        from w2v_runtime.openvino_graph import read_graph
+        from w2v_runtime.engines.openvino import load
+        from w2v_runtime.engines.openvino_graph import read_graph
 
         openvino = load()
         graph = read_graph(openvino, self._graph, (EMBEDDING,))
@@ -138,7 +138,7 @@ class Opening:
         return time.perf_counter() - start, self._blob.stat().st_size
 
     def _timed(self, open_graph: Callable[[Any], Any]) -> tuple[float, float]:
-        from w2v_runtime.openvino_engine import load
+        from w2v_runtime.engines.openvino import load
 
         samples = FIRST_SECONDS * RATE
         feeds = {WAVEFORM: speech_like(samples, RATE)[None], LENGTHS: np.array([samples], np.int64)}

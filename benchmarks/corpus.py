@@ -84,7 +84,7 @@ def make_files(folder: Path, seconds: np.ndarray) -> Path:
 
 def embed(*arguments: object) -> tuple[float, int, str]:
     """Run w2v-embed: (wall seconds, peak memory in bytes, standard error)."""
-    code = "from w2v_runtime.cli import main; main()"
+    code = "from w2v_runtime.commands.embed import main; main()"
     start = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stderr=log)
@@ -129,7 +129,7 @@ start = time.perf_counter()
 import numpy as np
 from w2v_runtime import Embedder
 embedder = Embedder(sys.argv[1]); opened = time.perf_counter() - start
-from w2v_runtime.inputs import list_inputs
+from w2v_runtime.runs.inputs import list_inputs
 shapes, run = [], embedder.engine.run
 def record(feeds, outputs, graph="graph", stop=None):
     shapes.append((feeds["waveform"].shape, feeds["lengths"], list(outputs)))

@@ -33,7 +33,7 @@ from machine import facts
 from peers import PEERS, RATE
 
 from w2v_export.signals import speech_like
-from w2v_runtime.processors import available
+from w2v_runtime.threads.processors import available
 
 MODELS = {"base": "facebook/wav2vec2-base-960h", "large": "facebook/wav2vec2-large-robust"}
 ROWS = (*FORWARDS, *PROCESSES)

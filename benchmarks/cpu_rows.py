@@ -24,14 +24,14 @@ from workers import Worker, WorkerError
 
 from w2v_export.signals import speech_like
 from w2v_models import Bundle
-from w2v_runtime.parity import difference
+from w2v_runtime.embedding.parity import difference
 
 #: Seconds before a turn in which threads of the turn before stop waiting for work; ONNX Runtime's do so for 0.04 s.
 PAUSE = 0.1
 #: Seconds of audio of a forward pass.
 FORWARDS = {"10s": 10, "1s": 1}
 PROCESSES = ("file", "corpus")
-_EMBED = "from w2v_runtime.cli import main; main()"
+_EMBED = "from w2v_runtime.commands.embed import main; main()"
 
 Figure = TypeVar("Figure")
 #: Why a peer has no figure, by its name.

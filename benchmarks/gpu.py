@@ -46,14 +46,14 @@ from workers import Worker, WorkerError
 from w2v_export.signals import speech_like
 from w2v_models import Bundle
 from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE
-from w2v_runtime.parity import difference
-from w2v_runtime.processors import available
+from w2v_runtime.embedding.parity import difference
+from w2v_runtime.threads.processors import available
 
 Array = npt.NDArray[np.float32]
 RATE = 16000
 #: Seconds of a turn at least.
 TURN = 0.5
-_EMBED = "from w2v_runtime.cli import main; main()"
+_EMBED = "from w2v_runtime.commands.embed import main; main()"
 _EXPORT = "from w2v_export.cli import main; main()"
 
 
@@ -159,8 +159,8 @@ class OurPeer:
 
     def engine_alone(self, folder: Path, copies: int) -> float:
         """Seconds of the engine over the files' samples, decoded and batched beforehand as ``w2v-embed`` does it."""
-        from w2v_runtime.batching import Pool
-        from w2v_runtime.corpus import BATCH_SECONDS
+        from w2v_runtime.embedding.batching import Pool
+        from w2v_runtime.embedding.corpus import BATCH_SECONDS
 
         engine = self._embedder.engine
         pool = Pool(round(BATCH_SECONDS[engine.device] * RATE), longest_first=True)

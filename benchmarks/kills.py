@@ -24,7 +24,7 @@ import numpy as np
 from corpus import HERE, TINY, bundle, embed, lognormal, make_files
 from machine import summary
 
-from w2v_runtime.run_files import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
+from w2v_runtime.files.outputs import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
 
 FILES = 300
 KILLS = 25
@@ -43,7 +43,7 @@ def logged(self, paths, *arguments):
     time.sleep(0.1)
     return results
 Embedder.embed_batch = logged
-from w2v_runtime.cli import main
+from w2v_runtime.commands.embed import main
 main()
 """
 

@@ -29,7 +29,7 @@ _MEASURE = """
 import json, resource, sys, time
 import numpy as np
 from w2v_runtime import Embedder
-from w2v_runtime.results import Request
+from w2v_runtime.embedding.results import Request
 bundle, layer, seconds, runs = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 embedder = Embedder(bundle, device="cpu", request=Request.of("utterance", "mean", layer))
 waveform = np.random.default_rng(0).standard_normal(seconds * embedder.sample_rate).astype(np.float32)

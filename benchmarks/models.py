@@ -39,7 +39,7 @@ MODELS = (
 )
 BEGIN, END = "<!-- benchmarks/models.py writes this table -->", "<!-- end of the table -->"
 _EXPORT = "import sys; from w2v_export.cli import main; main()"
-_VERIFY = "import sys; from w2v_runtime.models_cli import main; main()"
+_VERIFY = "import sys; from w2v_runtime.commands.models import main; main()"
 
 
 def run(code: str, *arguments: str) -> tuple[float, int]:

@@ -15,9 +15,9 @@ import numpy as np
 
 from w2v_models import Bundle
 from w2v_runtime import Embedder
-from w2v_runtime.audio import read_audio
-from w2v_runtime.inputs import list_inputs
-from w2v_runtime.long import Windowing
+from w2v_runtime.audio.reading import read_audio
+from w2v_runtime.embedding.windows import Windowing
+from w2v_runtime.runs.inputs import list_inputs
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 60

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from w2v_runtime.tables import Table, width_of
+from w2v_runtime.commands.tables import Table, width_of
 
 
 def main(path: str) -> None:

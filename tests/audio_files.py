@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import Source, read_audio
+from w2v_runtime.audio.reading import Source, read_audio
 
 RATE = 16_000
 Signal = npt.NDArray[np.float32]

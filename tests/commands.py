@@ -18,7 +18,7 @@ from conftest import speech
 
 #: A shell that runs tests in the background may have Ctrl-C ignored in them; a user's terminal has not.
 MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-MAIN += "from w2v_runtime.cli import main; main()"
+MAIN += "from w2v_runtime.commands.embed import main; main()"
 
 
 def start(

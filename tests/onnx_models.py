@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from w2v_models.errors import BundleError
-from w2v_runtime.onnx_file import OnnxFile, check_graph
+from w2v_runtime.graphs.onnx_file import OnnxFile, check_graph
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

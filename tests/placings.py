@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from w2v_models import Bundle
-from w2v_runtime.placing import placed
+from w2v_runtime.bundles.placing import placed
 
 #: Puts a copy of the bundle of the first argument at the place of the second, slowly enough to be caught if asked to.
 PLACE = """
 import shutil, sys, time
 from pathlib import Path
-from w2v_runtime.placing import placed
+from w2v_runtime.bundles.placing import placed
 with placed(Path(sys.argv[2]), overwrite=True) as staging:
     shutil.copytree(Path(sys.argv[1]) / "onnx", staging / "onnx")
     for step in sys.argv[3:]:

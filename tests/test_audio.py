@@ -22,7 +22,7 @@ from audio_files import (
     wav_bytes,
 )
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import declared_seconds, from_array, open_audio, read_audio
+from w2v_runtime.audio.reading import declared_seconds, from_array, open_audio, read_audio
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "audio"
 

@@ -29,7 +29,7 @@ from audio_files import (
     wav_bytes,
 )
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import MAX_DECLARED_SECONDS, declared_seconds, from_array, read_audio
+from w2v_runtime.audio.reading import MAX_DECLARED_SECONDS, declared_seconds, from_array, read_audio
 
 
 @pytest.mark.parametrize("content", [b"", wav_bytes(b""), wav_bytes(pcm16(speech_like(1)), declared=0)])
@@ -274,7 +274,7 @@ def test_decoders_do_not_print(tmp_path: Path) -> None:
     script = """if True:
         import sys, threading
         from w2v_models.errors import AudioError
-        from w2v_runtime.audio import read_audio
+        from w2v_runtime.audio.reading import read_audio
         def read():
             for _ in range(5):
                 try:

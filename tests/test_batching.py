@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2v_runtime.batching import MAX_PADDING, Pool, pad
+from w2v_runtime.embedding.batching import MAX_PADDING, Pool, pad
 
 RATE = 16_000
 

@@ -30,7 +30,8 @@ MEMORY = 8 << 30
 DRIVER = f"""if True:
     import importlib, json, os, resource, signal, sys
     import onnxruntime
-    import w2v_runtime.cli, w2v_runtime.embedder, w2v_runtime.models_cli, w2v_runtime.parity, w2v_runtime.run
+    import w2v_runtime.commands.embed, w2v_runtime.commands.models
+    import w2v_runtime.embedder, w2v_runtime.embedding.parity, w2v_runtime.runs.run
     for name, module, arguments, folder in json.load(sys.stdin):
         child = os.fork()
         if not child:

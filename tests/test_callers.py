@@ -21,11 +21,11 @@ from conftest import speech
 from w2v_models import Bundle
 from w2v_models.errors import W2VError
 from w2v_runtime import Embedder, Embedding
-from w2v_runtime.corpus import POOL_INPUTS
-from w2v_runtime.engine import open_engine
-from w2v_runtime.long import Windowing
-from w2v_runtime.several import SeveralEngines
-from w2v_runtime.stop import Stop
+from w2v_runtime.embedding.corpus import POOL_INPUTS
+from w2v_runtime.embedding.windows import Windowing
+from w2v_runtime.engines.choice import open_engine
+from w2v_runtime.engines.group import SeveralEngines
+from w2v_runtime.threads.stop import Stop
 
 ENGINES = ["cpu", "several", "openvino"]
 #: Batches of one recording or two, so that there is always one in the engine and one to come.

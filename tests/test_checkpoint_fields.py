@@ -35,7 +35,7 @@ from families import FAMILIES as TINY_FAMILIES  # noqa: E402
 from families import save  # noqa: E402
 from w2v_export.checkpoint import load, seeded  # noqa: E402
 from w2v_export.families import FAMILIES  # noqa: E402
-from w2v_export.gate import run  # noqa: E402
+from w2v_export.precision.gate import run  # noqa: E402
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 #: What only training, or the convolutions behind the encoder, takes from a config; and the ids of a tokenizer.

@@ -28,7 +28,7 @@ from w2v_export import checkpoint as checkpoints_module  # noqa: E402
 from w2v_export import export_bundle, weight_files  # noqa: E402
 from w2v_export.checkpoint import load  # noqa: E402
 from w2v_export.exporter import UnprovenError  # noqa: E402
-from w2v_export.gate import run  # noqa: E402
+from w2v_export.precision.gate import run  # noqa: E402
 from w2v_runtime import Embedder  # noqa: E402
 
 WAVEFORM = speech(0.7, seed=5)

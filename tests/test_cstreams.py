@@ -15,7 +15,7 @@ from audio_files import encoded, holed, speech_like
 DECODING = """
 import ctypes, os, signal, sys, threading, time
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import read_audio
+from w2v_runtime.audio.reading import read_audio
 stop = False
 decoded = 0
 def decode():

@@ -21,11 +21,14 @@ import pytest
 
 from conftest import REPOSITORY
 from w2v_models.errors import EngineError
-from w2v_runtime import cuda, doctor, onnxruntime_engine, probe, processors
-from w2v_runtime.doctor import Check, examine
+from w2v_runtime.commands import examination as doctor
+from w2v_runtime.commands.examination import Check, examine
+from w2v_runtime.engines import cuda, probe, saturation
+from w2v_runtime.engines import onnxruntime as onnxruntime_engine
+from w2v_runtime.threads import processors
 
 ort = pytest.importorskip("onnxruntime")
-COMMAND = "from w2v_runtime.doctor_cli import main; main()"
+COMMAND = "from w2v_runtime.commands.doctor import main; main()"
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +139,7 @@ def test_the_probe_of_bytes_is_what_onnx_writes():
     node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
     graph = helper.make_graph([node], "bytes", values[:1], values[1:], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    assert onnx.load_from_string(probe.BYTES) == model
+    assert onnx.load_from_string(saturation.BYTES) == model
     assert sum((x + 2 * following) * m for x, following, m in ((1, 2, 1), (2, 3, 10), (3, 4, 100))) == probe.ANSWER
 
 
@@ -488,6 +491,6 @@ def test_threads_follow_affinity_and_quota(tmp_path, monkeypatch):
 def test_affinity_is_that_of_the_process():
     """A process bound to one processor uses one thread."""
     script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    script += "from w2v_runtime import processors; print(processors.affinity(), processors.available())"
+    script += "from w2v_runtime.threads import processors; print(processors.affinity(), processors.available())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]

@@ -17,7 +17,9 @@ from conftest import LABELS, speech
 from w2v_runtime import Embedder, Failure
 
 
-def run(*arguments: object, command: str = "w2v_runtime.cli", **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: object, command: str = "w2v_runtime.commands.embed", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command's ``main`` in a process of its own."""
     code = f"from {command} import main; main()"
     return subprocess.run(
@@ -301,7 +303,7 @@ def test_a_shard_may_be_empty(bundles, recordings, tmp_path):
     with np.load(tmp_path / "2.npz") as output:
         assert output["embeddings"].shape == (0, 48)
     parts = (tmp_path / "1.npz", tmp_path / "2.npz")
-    assert run(*parts, "-o", tmp_path / "all.npz", command="w2v_runtime.merge_cli").returncode == 0
+    assert run(*parts, "-o", tmp_path / "all.npz", command="w2v_runtime.commands.merge").returncode == 0
     with np.load(tmp_path / "all.npz") as output:
         assert list(output["paths"]) == [str(recordings / "a.wav")]
 
@@ -347,7 +349,7 @@ def test_verify_needs_no_pytorch_and_sees_a_changed_weight(bundles, tmp_path):
     """``w2v-models verify`` passes on a whole bundle, and refuses one in which a byte of the weights was changed."""
     import shutil
 
-    done = run("verify", bundles("emotion"), command="w2v_runtime.models_cli")
+    done = run("verify", bundles("emotion"), command="w2v_runtime.commands.models")
     assert done.returncode == 0, done.stderr
     assert "equals its reference" in done.stdout
     shutil.copytree(bundles("emotion"), tmp_path / "b")
@@ -355,7 +357,7 @@ def test_verify_needs_no_pytorch_and_sees_a_changed_weight(bundles, tmp_path):
     content = bytearray(data.read_bytes())
     content[1000] ^= 1
     data.write_bytes(content)
-    done = run("verify", tmp_path / "b", command="w2v_runtime.models_cli")
+    done = run("verify", tmp_path / "b", command="w2v_runtime.commands.models")
     assert done.returncode == 2
     assert "SHA-256" in done.stderr
     assert run(tmp_path / "b", "-m", tmp_path / "b", "-o", tmp_path / "o.npz").returncode == 2
@@ -365,7 +367,7 @@ def test_help_is_quick_and_light(tmp_path):
     """``--help`` imports neither an engine nor numpy nor anything of PyTorch."""
     code = (
         "import sys; sys.argv=['w2v-embed','--help']\n"
-        "from w2v_runtime.cli import main\n"
+        "from w2v_runtime.commands.embed import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy={'numpy','onnxruntime','soundfile','soxr','torch','transformers','onnx'}\n"
@@ -380,8 +382,8 @@ def test_the_commands_defaults_are_those_of_python():
     """Window and context are shown by --help as the Python API has them."""
     from inspect import signature
 
-    from w2v_runtime.cli import embed
-    from w2v_runtime.long import Windowing
+    from w2v_runtime.commands.embed import embed
+    from w2v_runtime.embedding.windows import Windowing
 
     defaults = {name: parameter.default for name, parameter in signature(embed).parameters.items()}
     assert Windowing(defaults["window"], defaults["context"]) == Windowing()

@@ -21,12 +21,13 @@ from w2v_models import Bundle
 from w2v_models.errors import EngineError, OutOfMemoryError, W2VError
 from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, LENGTHS, WAVEFORM
 from w2v_runtime import Embedder
-from w2v_runtime.batching import Pool, pad
-from w2v_runtime.engine import Stopwatch, choose_device, open_engine
-from w2v_runtime.host_memory import Buffer, Buffers, page_locked, pageable
-from w2v_runtime.results import Embedding
-from w2v_runtime.several import SeveralEngines
-from w2v_runtime.stop import Stop
+from w2v_runtime.embedding.batching import Pool, pad
+from w2v_runtime.embedding.results import Embedding
+from w2v_runtime.engines.base import Stopwatch
+from w2v_runtime.engines.choice import choose_device, open_engine
+from w2v_runtime.engines.group import SeveralEngines
+from w2v_runtime.engines.host_memory import Buffer, Buffers, page_locked, pageable
+from w2v_runtime.threads.stop import Stop
 
 RATE = 16000
 OUTPUTS = [EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE]

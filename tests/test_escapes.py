@@ -16,17 +16,17 @@ import pytest
 import soundfile
 
 from conftest import speech
-from w2v_runtime.terminal import printable
+from w2v_runtime.commands.terminal import printable
 
 #: A title for the window, a bell, red in 7 and in 8 bits, a line over the last one, a second line, text from right to
 #: left, a character without width, and a line separator.
 NASTY = "\x1b]0;t\x07\x1b[31m\x9b31m\r\nx\u202ey\u2066z\u200b\u2028"
 SHOWN = r"\x1b]0;t\x07\x1b[31m\x9b31m\r\nx\u202ey\u2066z\u200b\u2028"
 COMMANDS = {
-    "w2v-embed": "w2v_runtime.cli",
-    "w2v-merge": "w2v_runtime.merge_cli",
-    "w2v-models": "w2v_runtime.models_cli",
-    "w2v-doctor": "w2v_runtime.doctor_cli",
+    "w2v-embed": "w2v_runtime.commands.embed",
+    "w2v-merge": "w2v_runtime.commands.merge",
+    "w2v-models": "w2v_runtime.commands.models",
+    "w2v-doctor": "w2v_runtime.commands.doctor",
     "w2v-export": "w2v_export.cli",
 }
 
@@ -165,7 +165,9 @@ def test_an_export_tells_names_plainly_and_prints_the_path_in_its_bytes(checkpoi
     assert_plain(done.stderr)
     assert f"rec{SHOWN}.wav" in done.stderr.decode()
     assert (output / "manifest.json").is_file()
-    shown = on_terminal("from w2v_runtime.terminal import show_path; import sys; show_path(sys.argv[1])", output)
+    shown = on_terminal(
+        "from w2v_runtime.commands.terminal import show_path; import sys; show_path(sys.argv[1])", output
+    )
     assert shown.decode() == f"{tmp_path}/out{SHOWN}\r\n"
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from conftest import LABELS, save_checkpoint, speech
 from w2v_models import Bundle, BundleError, CheckpointError, OutputError, RefusedError
-from w2v_models.parity import TOLERANCES
+from w2v_models.tolerances import TOLERANCES
 from w2v_runtime import Embedder
-from w2v_runtime.parity import difference
+from w2v_runtime.embedding.parity import difference
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -17,7 +17,7 @@ import soundfile
 from conftest import speech
 from w2v_models import RefusedError
 from w2v_models.manifest import Architecture, ConvStack
-from w2v_runtime.long import DEFAULT_WINDOWING
+from w2v_runtime.embedding.windows import DEFAULT_WINDOWING
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

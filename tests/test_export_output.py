@@ -202,7 +202,7 @@ def test_a_home_that_cannot_be_written_is_refused_at_once(checkpoints, bundles, 
             assert f"tiny-base cannot be written: no permission to write in {place}" in errors
             assert len(errors.splitlines()) == 1
         listed = subprocess.run(
-            [sys.executable, "-c", "from w2v_runtime.models_cli import main; main()", "show", "bundle"],
+            [sys.executable, "-c", "from w2v_runtime.commands.models import main; main()", "show", "bundle"],
             env=os.environ | {"W2V_HOME": str(place)},
             capture_output=True,
             text=True,

@@ -50,7 +50,7 @@ def assert_others(output: Path, reference: Path, *missing: str) -> None:
 #: Calls ``strike()`` once, on the decoding thread, when the first block of ``003.wav`` has been read.
 WHILE_READING = """if True:
     import os, shutil, sys
-    from w2v_runtime import sound
+    from w2v_runtime.audio import libsndfile as sound
     read, struck = sound.Sound.read, []
     def read_and_strike(self):
         block = read(self)
@@ -165,7 +165,8 @@ def test_a_folder_that_vanishes_during_the_search_fails_alone(bundles, corpus, u
     (folder / "later").mkdir()
     soundfile.write(folder / "later" / "a.wav", speech(1), 16000)
     before = f"{WHILE_READING}\ndef strike(): shutil.rmtree({str(folder / 'later')!r})\n"
-    before += "from w2v_runtime import corpus, processors; processors.available = lambda: 1\n"
+    before += "from w2v_runtime.embedding import corpus\n"
+    before += "from w2v_runtime.threads import processors; processors.available = lambda: 1\n"
     code, errors = embed(folder, "-m", bundles("base"), "-o", output, "--jobs", 1, before=before)
     assert code == 3, errors
     (failed,) = failures(output)

@@ -16,20 +16,21 @@ pytest.importorskip("transformers")
 import families  # noqa: E402
 from conftest import save_checkpoint, speech  # noqa: E402
 from test_fused import BLOCKS, LEVELS, optimised  # noqa: E402
-from w2v_export import export_bundle, fp16  # noqa: E402
+from w2v_export import export_bundle  # noqa: E402
 from w2v_export.checkpoint import Checkpoint, load  # noqa: E402
-from w2v_export.gate import run  # noqa: E402
 from w2v_export.graph.encoder import PositionalConv  # noqa: E402
 from w2v_export.graph.half import BlockedPositionalConv, halve, shape_for_gpu  # noqa: E402
-from w2v_export.onnx import export_graphs  # noqa: E402
-from w2v_export.parity import reference_outputs  # noqa: E402
+from w2v_export.precision import fp16  # noqa: E402
+from w2v_export.precision.gate import run  # noqa: E402
+from w2v_export.references import reference_outputs  # noqa: E402
 from w2v_export.signals import scale  # noqa: E402
+from w2v_export.writer import export_graphs  # noqa: E402
 from w2v_models.errors import ParityError  # noqa: E402
 from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE  # noqa: E402
-from w2v_models.parity import TOLERANCES  # noqa: E402
+from w2v_models.tolerances import TOLERANCES  # noqa: E402
 from w2v_runtime import Embedder  # noqa: E402
-from w2v_runtime.long import Windowing  # noqa: E402
-from w2v_runtime.parity import difference  # noqa: E402
+from w2v_runtime.embedding.parity import difference  # noqa: E402
+from w2v_runtime.embedding.windows import Windowing  # noqa: E402
 
 RATE = 16000
 #: Operators that are no layout and no mask.

@@ -17,9 +17,9 @@ import families  # noqa: E402
 from conftest import save_checkpoint  # noqa: E402
 from w2v_export.checkpoint import load  # noqa: E402
 from w2v_export.graph.quantised import quantisable  # noqa: E402
-from w2v_export.int8 import install, round_product, turn_channels_last  # noqa: E402
-from w2v_export.onnx import export_graphs  # noqa: E402
-from w2v_runtime.onnx_file import OnnxFile  # noqa: E402
+from w2v_export.precision.int8 import install, round_product, turn_channels_last  # noqa: E402
+from w2v_export.writer import export_graphs  # noqa: E402
+from w2v_runtime.graphs.onnx_file import OnnxFile  # noqa: E402
 
 #: What all checkpoints here are made of: blocks, convolutions after the first, and how many of those have kernel 3.
 BLOCKS, LEVELS, KERNEL_3 = 3, 6, 4

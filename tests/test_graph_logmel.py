@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import speech
-from w2v_export.onnx import raise_opset
+from w2v_export.writer import raise_opset
 from w2v_models.manifest import ConvStack
 
 onnx = pytest.importorskip("onnx")

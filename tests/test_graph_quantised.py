@@ -28,8 +28,8 @@ from w2v_export.graph.quantised import (  # noqa: E402
 )
 from w2v_export.graph.tensors import Dense  # noqa: E402
 from w2v_export.graph.waveform import StridedConv  # noqa: E402
-from w2v_export.onnx import TRACED_OPSET, raise_opset  # noqa: E402
-from w2v_runtime.probe import saturates  # noqa: E402
+from w2v_export.writer import TRACED_OPSET, raise_opset  # noqa: E402
+from w2v_runtime.engines.saturation import saturates  # noqa: E402
 
 BATCH, ROWS, INPUTS, OUTPUTS = 2, 12, 24, 10
 CONVOLUTIONS = [(2, 2), (3, 2), (5, 2)]

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from w2v_export.heads import build_head  # noqa: E402
+from w2v_export.heads.recognise import build_head  # noqa: E402
 from w2v_models.errors import CheckpointError  # noqa: E402
 
 SIZES = {

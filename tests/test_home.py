@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 MAINS = {
-    "w2v-models": "w2v_runtime.models_cli",
-    "w2v-embed": "w2v_runtime.cli",
+    "w2v-models": "w2v_runtime.commands.models",
+    "w2v-embed": "w2v_runtime.commands.embed",
     "w2v-export": "w2v_export.cli",
-    "w2v-doctor": "w2v_runtime.doctor_cli",
+    "w2v-doctor": "w2v_runtime.commands.doctor",
 }
 #: A user of whom nothing is known, as in a container that runs under any number.
 NOBODY = """

@@ -17,8 +17,8 @@ from audio_files import failure
 from conftest import speech
 from test_terminal import on_terminal
 from w2v_models.errors import RefusedError
-from w2v_runtime import formats
-from w2v_runtime.inputs import Listing, Shard, list_inputs
+from w2v_runtime.audio import formats
+from w2v_runtime.runs.inputs import Listing, Shard, list_inputs
 
 
 def found(folder):

@@ -16,16 +16,17 @@ pytest.importorskip("transformers")
 
 import families  # noqa: E402
 from conftest import save_checkpoint, speech  # noqa: E402
-from w2v_export import export_bundle, int8  # noqa: E402
+from w2v_export import export_bundle  # noqa: E402
 from w2v_export.checkpoint import Checkpoint, load  # noqa: E402
 from w2v_export.graph.quantised import quantisable  # noqa: E402
-from w2v_export.parity import reference_outputs  # noqa: E402
+from w2v_export.precision import int8  # noqa: E402
+from w2v_export.references import reference_outputs  # noqa: E402
 from w2v_models.errors import BundleError, ParityError  # noqa: E402
 from w2v_models.manifest import EMBEDDING, LAST_HIDDEN_STATE, LENGTHS, WAVEFORM  # noqa: E402
-from w2v_models.parity import TOLERANCES  # noqa: E402
+from w2v_models.tolerances import TOLERANCES  # noqa: E402
 from w2v_runtime import Embedder  # noqa: E402
-from w2v_runtime.long import Windowing  # noqa: E402
-from w2v_runtime.parity import Reference, compare  # noqa: E402
+from w2v_runtime.embedding.parity import Reference, compare  # noqa: E402
+from w2v_runtime.embedding.windows import Windowing  # noqa: E402
 
 BOTH = ("fp32", "int8")
 FRAMES, POOLED = (TOLERANCES["int8"][name].min_cosine for name in ("frames", "pooled"))

@@ -11,10 +11,10 @@ import soundfile
 from conftest import speech
 from w2v_models import TOLERANCES, RefusedError
 from w2v_runtime import Embedder
-from w2v_runtime.layer_weights import read_weights
-from w2v_runtime.long import Windowing
-from w2v_runtime.onnx_file import OnnxFile
-from w2v_runtime.results import Request
+from w2v_runtime.embedding.layer_weights import read_weights
+from w2v_runtime.embedding.results import Request
+from w2v_runtime.embedding.windows import Windowing
+from w2v_runtime.graphs.onnx_file import OnnxFile
 
 FRAMES = TOLERANCES["fp32"]["frames"].max_abs
 POOLED = TOLERANCES["fp32"]["pooled"].max_abs

@@ -14,8 +14,8 @@ import soundfile
 import commands
 from conftest import speech
 from w2v_models.errors import RefusedError
-from w2v_runtime.inputs import list_inputs
-from w2v_runtime.lists import check_list, read_list
+from w2v_runtime.runs.inputs import list_inputs
+from w2v_runtime.runs.lists import check_list, read_list
 
 NAMES = ["a.wav", "two words.wav", "höre.wav", "-dash.wav"]
 
@@ -123,7 +123,7 @@ def test_what_begins_as_utf16_and_is_not_is_refused(tmp_path):
 
 def test_a_list_from_a_pipe_is_used_as_it_comes(tmp_path):
     """A path is known when its line is written, not when the pipe has 64 KiB or ends."""
-    script = "from w2v_runtime.lists import read_list\nfor path in read_list('-'): print(path, flush=True)"
+    script = "from w2v_runtime.runs.lists import read_list\nfor path in read_list('-'): print(path, flush=True)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment

@@ -15,8 +15,8 @@ import pytest
 
 from commands import embed, finish, left_beside, recorded, start, wait_for, write_corpus
 from w2v_models.errors import OutputError
-from w2v_runtime import lock
-from w2v_runtime.lock import locked
+from w2v_runtime.files import lock
+from w2v_runtime.files.lock import locked
 
 
 def write_lock(output, **holder):
@@ -48,7 +48,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", f"""
 import pathlib, time
-from w2v_runtime.lock import locked
+from w2v_runtime.files.lock import locked
 with locked(pathlib.Path({str(output)!r})):
     time.sleep(60)
 """]
@@ -68,7 +68,7 @@ with locked(pathlib.Path({str(output)!r})):
 
 HOLD = """
 import pathlib, sys, time
-from w2v_runtime.lock import locked
+from w2v_runtime.files.lock import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -125,7 +125,7 @@ def test_names_that_lead_to_one_output_share_its_lock(tmp_path, monkeypatch):
 def test_a_run_that_lost_its_lock_writes_no_more(bundles, tmp_path):
     """Stopped for so long that another took its output over, a run ends with exit code 1 and leaves the other alone."""
     corpus, output = write_corpus(tmp_path / "corpus", 40), tmp_path / "out.npz"
-    before = "import w2v_runtime.lock as lock\nlock._TOUCH_SECONDS = 0.01\n"
+    before = "import w2v_runtime.files.lock as lock\nlock._TOUCH_SECONDS = 0.01\n"
     process = start(corpus, "-m", bundles("base"), "-o", output, "--batch-seconds", "1", before=before + SLOW)
     wait_for(lambda: len(recorded(output)) > 2, process)
     process.send_signal(signal.SIGSTOP)
@@ -225,7 +225,7 @@ def test_one_of_many_takes_a_stale_lock_over(tmp_path):
     code = f"""
 import pathlib, time
 from w2v_models.errors import OutputError
-from w2v_runtime.lock import locked
+from w2v_runtime.files.lock import locked
 inside = pathlib.Path({str(tmp_path)!r}) / "inside"
 for attempt in range(200):
     try:

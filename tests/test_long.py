@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from conftest import speech
 from w2v_models import TOLERANCES, ConvStack, RefusedError
 from w2v_runtime import Embedder
-from w2v_runtime.long import Windowing, plan_windows
-from w2v_runtime.moments import WaveformMoments
-from w2v_runtime.pooling import RunningPool
-from w2v_runtime.results import Request
+from w2v_runtime.embedding.moments import WaveformMoments
+from w2v_runtime.embedding.pooling import RunningPool
+from w2v_runtime.embedding.results import Request
+from w2v_runtime.embedding.windows import Windowing, plan_windows
 
 WAV2VEC2 = ConvStack((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), (512,) * 7)
 FRAMES = TOLERANCES["fp32"]["frames"].max_abs
@@ -86,7 +86,7 @@ def test_windows_of_the_usual_size_join_to_the_whole(bundles, device):
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_one_window_is_the_whole(bundles, kind):
     """A recording that fits one window gives the same through the graph for windows."""
-    from w2v_runtime.audio import from_array
+    from w2v_runtime.audio.reading import from_array
 
     embedder = Embedder(bundles(kind))
     for samples in (400, 5000, 33333):

@@ -18,11 +18,11 @@ import pytest
 
 from commands import journal_line
 from w2v_models.errors import OutputError
-from w2v_runtime.inputs import Shard
-from w2v_runtime.journal import UNKNOWN, Entry, Header, Inputs, Stamp, read_entries, write_journal
-from w2v_runtime.merge import Joined, merge
-from w2v_runtime.readback import RUN, FinishedOutput, run_record
-from w2v_runtime.results import Embedding, FrameTimes
+from w2v_runtime.embedding.results import Embedding, FrameTimes
+from w2v_runtime.runs.inputs import Shard
+from w2v_runtime.runs.journal import UNKNOWN, Entry, Header, Inputs, Stamp, read_entries, write_journal
+from w2v_runtime.runs.merge import Joined, merge
+from w2v_runtime.runs.readback import RUN, FinishedOutput, run_record
 from w2v_runtime.stores import Layout, open_store, output_format, read_metadata, read_values
 
 DIM = 4
@@ -492,7 +492,7 @@ def test_many_parts_in_flat_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    code = "from w2v_runtime.merge_cli import main; main()"
+    code = "from w2v_runtime.commands.merge import main; main()"
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
 
 

@@ -22,8 +22,8 @@ from onnx_models import (
     saved_external,
     value,
 )
-from w2v_runtime.onnx_file import External, OnnxFile, check_graph
-from w2v_runtime.protobuf import length_field
+from w2v_runtime.graphs.onnx_file import External, OnnxFile, check_graph
+from w2v_runtime.graphs.protobuf import length_field
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

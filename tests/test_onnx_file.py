@@ -23,9 +23,9 @@ from onnx_models import (
     value,
 )
 from w2v_models.errors import BundleError
-from w2v_runtime import onnx_file, onnx_format
-from w2v_runtime.onnx_file import External, OnnxFile, check_graph
-from w2v_runtime.protobuf import length_field
+from w2v_runtime.graphs import onnx_file, onnx_format
+from w2v_runtime.graphs.onnx_file import External, OnnxFile, check_graph
+from w2v_runtime.graphs.protobuf import length_field
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

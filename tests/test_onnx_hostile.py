@@ -18,9 +18,9 @@ from onnx_models import (
     saved,
 )
 from w2v_models.errors import BundleError
-from w2v_runtime import protobuf
-from w2v_runtime.onnx_file import OnnxFile, check_graph
-from w2v_runtime.protobuf import length_field
+from w2v_runtime.graphs import protobuf
+from w2v_runtime.graphs.onnx_file import OnnxFile, check_graph
+from w2v_runtime.graphs.protobuf import length_field
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

@@ -16,7 +16,7 @@ import pytest
 from conftest import speech
 from w2v_models import BundleError
 from w2v_runtime import Embedder
-from w2v_runtime.results import Request
+from w2v_runtime.embedding.results import Request
 
 VOICE = speech(1.5), 16000
 

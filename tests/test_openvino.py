@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-openvino_engine = pytest.importorskip("w2v_runtime.openvino_engine")
+openvino_engine = pytest.importorskip("w2v_runtime.engines.openvino")
 pytest.importorskip("openvino")
 
 from commands import embed, finish, recorded, results, start, wait_for, write_corpus  # noqa: E402
@@ -26,10 +26,10 @@ from conftest import REPOSITORY, speech  # noqa: E402
 from w2v_models.errors import BundleError, EngineError, W2VError  # noqa: E402
 from w2v_models.manifest import EMBEDDING, LENGTHS, WAVEFORM  # noqa: E402
 from w2v_runtime import Embedder  # noqa: E402
-from w2v_runtime.long import Windowing  # noqa: E402
-from w2v_runtime.openvino_graph import read_graph  # noqa: E402
-from w2v_runtime.parity import Reference, compare  # noqa: E402
-from w2v_runtime.stop import Stop  # noqa: E402
+from w2v_runtime.embedding.parity import Reference, compare  # noqa: E402
+from w2v_runtime.embedding.windows import Windowing  # noqa: E402
+from w2v_runtime.engines.openvino_graph import read_graph  # noqa: E402
+from w2v_runtime.threads.stop import Stop  # noqa: E402
 
 OPENVINO = openvino_engine.load()
 HAS_BF16 = "BF16" in openvino_engine.capabilities(OPENVINO.Core())
@@ -55,7 +55,7 @@ def models(checkpoints, tmp_path_factory) -> Callable[[str], tuple[Path, list[Re
     from families import FAMILIES, HEADS, save
     from w2v_export import export_bundle
     from w2v_export.checkpoint import load
-    from w2v_export.parity import reference_outputs
+    from w2v_export.references import reference_outputs
 
     made: dict[str, tuple[Path, list[Reference]]] = {}
 

@@ -13,8 +13,9 @@ import pytest
 
 from placings import assert_whole, place, tree, write
 from w2v_models import Bundle, BundleError, OutputError, W2VError
-from w2v_runtime import exchange, library, placing
-from w2v_runtime.placing import placed
+from w2v_runtime.bundles import library, placing
+from w2v_runtime.bundles.placing import placed
+from w2v_runtime.files import exchange
 
 
 @pytest.fixture

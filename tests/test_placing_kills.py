@@ -15,7 +15,7 @@ import pytest
 
 from commands import wait_for
 from placings import assert_whole, place, start, write
-from w2v_runtime import library
+from w2v_runtime.bundles import library
 
 
 @pytest.fixture
@@ -42,14 +42,14 @@ def fatal(*arguments, **named):
 """
 
 
-IN_STEPS = "import w2v_runtime.exchange as exchange\nexchange.exchanged_at_once = lambda first, second: False\n"
+IN_STEPS = "import w2v_runtime.files.exchange as exchange\nexchange.exchanged_at_once = lambda first, second: False\n"
 KILLS = {
     "as it begins": (fatal("os.mkdir", 2, after=True), "old"),
     "as the manifest comes": (fatal("shutil.copy", 2), "old"),
     "as it is made durable": (fatal("os.fsync", 3), "old"),
-    "before the exchange": (fatal("w2v_runtime.exchange.exchanged_at_once", 1), "old"),
-    "after the exchange": (fatal("w2v_runtime.exchange.exchanged_at_once", 1, after=True), "new"),
-    "as the old files go": (fatal("w2v_runtime.placing.remove", 1), "new"),
+    "before the exchange": (fatal("w2v_runtime.files.exchange.exchanged_at_once", 1), "old"),
+    "after the exchange": (fatal("w2v_runtime.files.exchange.exchanged_at_once", 1, after=True), "new"),
+    "as the old files go": (fatal("w2v_runtime.bundles.placing.remove", 1), "new"),
     "between the old files": (fatal("os.rmdir", 1), "new"),
     "before the first rename": (IN_STEPS + fatal("os.rename", 1), "old"),
     "after the first rename": (IN_STEPS + fatal("os.rename", 1, after=True), "old"),
@@ -73,7 +73,7 @@ def test_a_kill_leaves_one_of_the_two_bundles(bundles, old, monkeypatch, moment)
     monkeypatch.delenv("W2V_MODEL", raising=False)
     expected = bundles("base" if left == "old" else "emotion")
     listed = subprocess.run(
-        [sys.executable, "-c", "from w2v_runtime.models_cli import main; main()", "list", "--json"],
+        [sys.executable, "-c", "from w2v_runtime.commands.models import main; main()", "list", "--json"],
         capture_output=True,
         check=True,
     )

@@ -24,9 +24,12 @@ import soundfile
 from conftest import speech
 from w2v_models import Bundle, BundleError
 from w2v_models.errors import EngineError, W2VError
-from w2v_runtime import Embedder, engine, forks, onnxruntime_engine
-from w2v_runtime.engine import open_engine
-from w2v_runtime.several import SeveralEngines
+from w2v_runtime import Embedder
+from w2v_runtime.engines import base as engine
+from w2v_runtime.engines import onnxruntime as onnxruntime_engine
+from w2v_runtime.engines.choice import open_engine
+from w2v_runtime.engines.group import SeveralEngines
+from w2v_runtime.threads import forks
 
 #: Seconds that a process may take before it counts as hung.
 PATIENCE = 60
@@ -269,7 +272,7 @@ def test_copies_share_an_engine_only_where_they_were_opened_alike(bundles, paths
 def test_threads_open_a_copy_once(bundles, paths, monkeypatch):
     """Eight threads use a new copy at once: one engine."""
     opened = []
-    monkeypatch.setattr("w2v_runtime.opening.open_engine", lambda *a: opened.append(a) or open_engine(*a))
+    monkeypatch.setattr("w2v_runtime.embedding.opening.open_engine", lambda *a: opened.append(a) or open_engine(*a))
     other = copy.deepcopy(Embedder(bundles("base"), device="cpu", threads=3))
     workers = [threading.Thread(target=other.embed, args=(paths[0],)) for _ in range(8)]
     for worker in workers:

@@ -26,7 +26,7 @@ ENCODINGS = [
 SWEEP = """
 import ctypes, errno, json, os, sys
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import read_audio
+from w2v_runtime.audio.reading import read_audio
 fail = ctypes.CDLL(None).fail_reading
 fail.argtypes = ctypes.c_char_p, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_int
 for path in sys.argv[1:]:

@@ -19,8 +19,8 @@ from conftest import speech
 from w2v_models import AudioError, RefusedError
 from w2v_models.errors import EngineError
 from w2v_runtime import Embedder, Embedding, Failure
-from w2v_runtime.corpus import CorpusOptions
-from w2v_runtime.long import Windowing
+from w2v_runtime.embedding.corpus import CorpusOptions
+from w2v_runtime.embedding.windows import Windowing
 
 RATE = 16000
 #: Short, so that some recordings go through windows.

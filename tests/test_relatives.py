@@ -17,9 +17,9 @@ from w2v_export import export_bundle  # noqa: E402
 from w2v_models import TOLERANCES, AudioError  # noqa: E402
 from w2v_models.manifest import FRAME_LENGTHS, frames_output  # noqa: E402
 from w2v_runtime import Embedder  # noqa: E402
-from w2v_runtime.audio import from_array  # noqa: E402
-from w2v_runtime.long import Windowing  # noqa: E402
-from w2v_runtime.results import Request  # noqa: E402
+from w2v_runtime.audio.reading import from_array  # noqa: E402
+from w2v_runtime.embedding.results import Request  # noqa: E402
+from w2v_runtime.embedding.windows import Windowing  # noqa: E402
 
 FRAMES = TOLERANCES["fp32"]["frames"].max_abs
 POOLED = TOLERANCES["fp32"]["pooled"].max_abs
@@ -79,7 +79,7 @@ def test_one_window_is_the_whole(models, name):
 def test_log_mel_statistics_do_not_depend_on_the_blocks_of_a_recording(models):
     """The moments of a recording read in blocks are those of the whole, so that its windows share its normalisation."""
     _, embedder = models("w2v-bert")
-    from w2v_runtime.moments import MelMoments
+    from w2v_runtime.embedding.moments import MelMoments
 
     waveform = speech(3.1, seed=4)
     vectors = []

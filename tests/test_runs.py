@@ -30,14 +30,14 @@ from conftest import speech
 from w2v_models.bundle import Bundle
 from w2v_models.errors import OutputError
 from w2v_runtime import Embedder, Failure
-from w2v_runtime.corpus import CorpusOptions
-from w2v_runtime.inputs import list_inputs
-from w2v_runtime.journal import Header, Stamp
-from w2v_runtime.merge import merge
-from w2v_runtime.results import Embedding, Request
-from w2v_runtime.run_checks import check_output
-from w2v_runtime.run_options import RunOptions, header_of
-from w2v_runtime.spool import Spool
+from w2v_runtime.embedding.corpus import CorpusOptions
+from w2v_runtime.embedding.results import Embedding, Request
+from w2v_runtime.runs.checks import check_output
+from w2v_runtime.runs.inputs import list_inputs
+from w2v_runtime.runs.journal import Header, Stamp
+from w2v_runtime.runs.merge import merge
+from w2v_runtime.runs.options import RunOptions, header_of
+from w2v_runtime.runs.spool import Spool
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def finished(uninterrupted, tmp_path):
 def killed(bundles, corpus, tmp_path_factory):
     """What a run leaves that was killed before it wrote its output: all inputs are recorded."""
     output = tmp_path_factory.mktemp("killed") / "out.npz"
-    process = start(corpus, "-m", bundles("base"), "-o", output, before=killed_at("w2v_runtime.run.open_store"))
+    process = start(corpus, "-m", bundles("base"), "-o", output, before=killed_at("w2v_runtime.runs.run.open_store"))
     process.communicate(timeout=120)
     assert process.returncode == -9
     assert len(recorded(output)) == 16
@@ -241,7 +241,7 @@ def test_resume_refuses_the_journal_of_another_release(bundles, corpus, finished
 @pytest.mark.parametrize("mapped_bytes", [0, 2**26])
 def test_the_record_holds_logits_by_frame_as_numbers(tmp_path, monkeypatch, mapped_bytes):
     """They stand in the values file, return bit for bit after a crash, and are dropped where that file is too short."""
-    monkeypatch.setattr("w2v_runtime.spool._MAPPED_BYTES", mapped_bytes)
+    monkeypatch.setattr("w2v_runtime.runs.spool._MAPPED_BYTES", mapped_bytes)
     output, header = tmp_path / "out.npz", Header({"level": "frame"}, "1/1", finished=False)
     random = np.random.default_rng(1)
     made = []

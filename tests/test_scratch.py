@@ -14,7 +14,7 @@ import soundfile
 from commands import embed, left_beside, results
 from conftest import speech
 from w2v_models.errors import StorageError
-from w2v_runtime import scratch
+from w2v_runtime.files import scratch
 
 MIB = 2**20
 
@@ -54,7 +54,7 @@ def test_a_long_recording_that_finds_no_room_stops_the_run(bundles, small, tmp_p
     folder.mkdir()
     soundfile.write(folder / "a.wav", speech(2.0), 16000)
     soundfile.write(folder / "b.wav", np.tile(speech(30.0), 18), 16000)
-    before = "from w2v_runtime import scratch\nscratch._IN_MEMORY_BYTES = 0\n"
+    before = "from w2v_runtime.files import scratch\nscratch._IN_MEMORY_BYTES = 0\n"
     arguments = (folder, "-m", bundles("large"), "--level", "frame")
     code, errors = embed(*arguments, "-o", small / "out.npz", before=before)
     assert code == 1, errors

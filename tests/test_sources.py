@@ -19,8 +19,8 @@ import pytest
 
 from audio_files import RATE, encoded, failure, pcm16, speech_like, wav_bytes
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import declared_seconds, open_audio, read_audio
-from w2v_runtime.source import spooled
+from w2v_runtime.audio.reading import declared_seconds, open_audio, read_audio
+from w2v_runtime.audio.source import spooled
 
 SIGNAL = speech_like(2)
 WAV = wav_bytes(pcm16(SIGNAL))
@@ -210,7 +210,7 @@ def test_no_room_for_a_copy_fails_the_recording(tmp_path: Path) -> None:
     """Where the temporary folder has no room, the reason names it."""
     script = """if True:
         import io, resource, sys
-        from w2v_runtime.audio import read_audio
+        from w2v_runtime.audio.reading import read_audio
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         for source in (io.BytesIO(bytes(1 << 20)), bytes(1 << 20)):
             try:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from w2v_models.errors import OutputError
-from w2v_runtime.results import Embedding, FrameTimes, Level
+from w2v_runtime.embedding.results import Embedding, FrameTimes, Level
 from w2v_runtime.stores import EmbeddingStore, Layout, check_output, open_store, output_format, text, write_lines
 
 if TYPE_CHECKING:

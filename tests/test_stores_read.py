@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from w2v_models.errors import OutputError
-from w2v_runtime.results import Embedding, FrameTimes, Level
+from w2v_runtime.embedding.results import Embedding, FrameTimes, Level
 from w2v_runtime.stores import Layout, OutputFormat, open_store, output_format, read_logits, read_metadata, read_values
 
 DIM = 5

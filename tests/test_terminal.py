@@ -19,7 +19,7 @@ import pytest
 
 from commands import MAIN, embed, results, write_corpus
 from w2v_models.catalogue import CATALOGUE
-from w2v_runtime.tables import Table, pairs
+from w2v_runtime.commands.tables import Table, pairs
 
 WIDE, NARROW = 400, 80
 
@@ -43,7 +43,7 @@ def shown_on(columns: int, *arguments: object, **environment: str) -> list[str]:
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-c", "from w2v_runtime.models_cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", "from w2v_runtime.commands.models import main; main()", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=end,
         env={name: value for name, value in os.environ.items() if name != "COLUMNS"} | environment,
@@ -174,13 +174,13 @@ def test_a_table_is_aligned_or_told_in_paragraphs():
 def test_a_list_of_models_is_plain_where_it_is_piped(bundles, tmp_path):
     """A line a model that begins with its id, without lines drawn, trailing spaces or a width of its own."""
     shutil.copytree(bundles("base"), tmp_path / "org--base")
-    done = said("w2v_runtime.models_cli", "list", W2V_HOME=str(tmp_path))
+    done = said("w2v_runtime.commands.models", "list", W2V_HOME=str(tmp_path))
     lines = done.stdout.splitlines()
     assert done.stdout.isascii()
     assert all(line == line.rstrip() for line in lines)
     assert [line.split()[0] for line in lines[2 : 2 + len(CATALOGUE)]] == [variant.id for variant in CATALOGUE]
     assert lines[-1].split()[1:] == ["checkpoint", "fp32", lines[-1].split()[3], "org--base"]
-    described = said("w2v_runtime.models_cli", "show", tmp_path / "org--base").stdout.splitlines()
+    described = said("w2v_runtime.commands.models", "show", tmp_path / "org--base").stdout.splitlines()
     assert all(line == line.rstrip() for line in described)
     assert [line.split()[-1] for line in described if line.startswith("sample rate")] == ["Hz"]
     assert sum(line.endswith("  ok") for line in described) > 10
@@ -195,7 +195,7 @@ def test_a_list_of_models_fits_80_columns(bundles, tmp_path, source):
         if source == "terminal":
             listed.append(shown_on(NARROW, *words, W2V_HOME=str(tmp_path)))
         else:
-            done = said("w2v_runtime.models_cli", *words, W2V_HOME=str(tmp_path), COLUMNS=str(NARROW))
+            done = said("w2v_runtime.commands.models", *words, W2V_HOME=str(tmp_path), COLUMNS=str(NARROW))
             listed.append(done.stdout.splitlines())
     models, bundle = listed
     assert max(len(line) for line in models[1:] if not line.startswith("Exported to")) <= NARROW
@@ -206,13 +206,13 @@ def test_a_list_of_models_fits_80_columns(bundles, tmp_path, source):
 
 def test_a_wide_terminal_shows_a_line_a_model(tmp_path):
     """Where there is room, a terminal shows what a pipe gets."""
-    piped = said("w2v_runtime.models_cli", "list", W2V_HOME=str(tmp_path)).stdout.splitlines()
+    piped = said("w2v_runtime.commands.models", "list", W2V_HOME=str(tmp_path)).stdout.splitlines()
     assert shown_on(WIDE, "list", W2V_HOME=str(tmp_path)) == piped
 
 
 def test_a_reader_that_leaves_is_no_fault(tmp_path):
     """``w2v-models list | head -1`` says nothing on standard error."""
-    command = f"{sys.executable} -c 'from w2v_runtime.models_cli import main; main()' list | true"
+    command = f"{sys.executable} -c 'from w2v_runtime.commands.models import main; main()' list | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("", "")
 
@@ -220,8 +220,8 @@ def test_a_reader_that_leaves_is_no_fault(tmp_path):
 @pytest.mark.parametrize(
     ("name", "command"),
     [
-        ("w2v-embed", "w2v_runtime.cli"),
-        ("w2v-models", "w2v_runtime.models_cli"),
+        ("w2v-embed", "w2v_runtime.commands.embed"),
+        ("w2v-models", "w2v_runtime.commands.models"),
         ("w2v-export", "w2v_export.cli"),
     ],
 )
@@ -233,7 +233,7 @@ def test_commands_tell_their_version(name, command):
 
 def test_the_help_shows_that_inputs_repeat():
     """One ellipsis behind INPUT."""
-    usage = said("w2v_runtime.cli", "--help").stdout.splitlines()[0]
+    usage = said("w2v_runtime.commands.embed", "--help").stdout.splitlines()[0]
     assert usage.split(maxsplit=1)[1] == "w2v-embed [OPTIONS] [INPUT]..."
 
 
@@ -270,9 +270,10 @@ def test_an_export_refuses_before_it_begins(tmp_path, monkeypatch, arguments, sa
 #: Code that lets a line of progress stand for every tenth of a second, and makes each stage of a run last longer.
 LOGGED = """
 import time
-from w2v_runtime import progress, run
+from w2v_runtime.commands import progress
+from w2v_runtime.runs import run
 from w2v_runtime.embedder import Embedder
-from w2v_runtime.spool import Spool
+from w2v_runtime.runs.spool import Spool
 progress._LOG_SECONDS = 0.1
 def slowed(function):
     def slow(*arguments, **options):

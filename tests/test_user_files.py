@@ -31,7 +31,7 @@ THESIS = b"years of work\n"
 #: Code that makes a run kill itself before it writes its output: all inputs are recorded.
 KILLED = """
 import os
-import w2v_runtime.run as run
+import w2v_runtime.runs.run as run
 run.open_store = lambda *arguments, **options: os.kill(os.getpid(), 9)
 """
 

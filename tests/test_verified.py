@@ -263,7 +263,7 @@ def test_names_that_are_no_text_are_remembered(tmp_path, hashed):
 
 def test_records_live_in_the_cache_folder_of_the_user(monkeypatch, tmp_path):
     """Where default bundles live, whatever ``$W2V_HOME`` says; a user without a home has none."""
-    from w2v_runtime import library
+    from w2v_runtime.bundles import library
 
     monkeypatch.delenv("W2V_HOME", raising=False)
     assert verified.folder() == library.home() / ".verified"

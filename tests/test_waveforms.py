@@ -12,7 +12,7 @@ import soundfile
 
 from audio_files import RATE, encoded, speech_like
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import from_array, read_audio
+from w2v_runtime.audio.reading import from_array, read_audio
 
 SIGNAL = speech_like(1)
 INT16 = (SIGNAL * 32767).astype(np.int16)

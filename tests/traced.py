@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnxruntime
 
-from w2v_export.onnx import raise_opset
+from w2v_export.writer import raise_opset
 
 
 def opened(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:

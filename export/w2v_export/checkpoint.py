@@ -19,7 +19,7 @@ from w2v_export.card_models import CardModel
 from w2v_export.description import Description, describe, describe_architecture
 from w2v_export.families import FAMILIES, Family
 from w2v_export.graph.inference import InferenceGraph
-from w2v_export.heads import HeadModule, build_head
+from w2v_export.heads.recognise import HeadModule, build_head
 from w2v_export.hub import first_line
 from w2v_export.weights import beside_encoder, read, refuse_incomplete, refuse_misshapen, refuse_not_finite
 from w2v_models.errors import CheckpointError

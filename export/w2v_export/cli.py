@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from w2v_models.errors import EngineError
-from w2v_runtime import terminal
+from w2v_runtime.commands import terminal
 
 NAME: Final = "w2v-export"
 
@@ -48,8 +48,8 @@ def export(
         from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
         from w2v_export.refusals import refuse_early
-        from w2v_runtime.models_cli import parity_table
-        from w2v_runtime.tables import width_of
+        from w2v_runtime.commands.models import parity_table
+        from w2v_runtime.commands.tables import width_of
 
         precisions = precision.split(",")
         refuse_early(model, output, precisions, revision, random_weights, overwrite, offline)

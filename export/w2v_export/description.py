@@ -10,15 +10,7 @@ from typing import Any, Final
 
 from w2v_export import fields, weight_files
 from w2v_export.fields import LAYOUTS, Layout
-from w2v_export.hub import (
-    ADDED_TOKENS,
-    CONFIG,
-    PREPROCESSOR,
-    PROCESSOR,
-    VOCABULARY,
-    fetch_description,
-    fetch_weights,
-)
+from w2v_export.hub import ADDED_TOKENS, CONFIG, PREPROCESSOR, PROCESSOR, VOCABULARY, fetch_description, fetch_weights
 from w2v_export.validation import Kind, checked, choice, contents, problem, read_object, readable, refuse, text, whole
 from w2v_models import catalogue
 from w2v_models.errors import CheckpointError

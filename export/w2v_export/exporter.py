@@ -9,24 +9,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from w2v_export import fp16
 from w2v_export.checkpoint import Checkpoint, draw, read_checkpoint
 from w2v_export.description import describe, describe_architecture
 from w2v_export.graph.inference import InferenceGraph
-from w2v_export.int8 import UNCHANGED, Plan, quantise
-from w2v_export.onnx import OPSET, export_graphs
-from w2v_export.parity import reference_outputs, stored
+from w2v_export.precision import fp16
+from w2v_export.precision.int8 import UNCHANGED, Plan, quantise
 from w2v_export.recordings import read_recordings
+from w2v_export.references import reference_outputs, stored
 from w2v_export.refusals import refuse_early
+from w2v_export.writer import OPSET, export_graphs
 from w2v_models import schema
 from w2v_models.bundle import Bundle, record
 from w2v_models.errors import CheckpointError, ParityError
 from w2v_models.manifest import FORMAT_VERSION, Manifest, PrecisionRecord
-from w2v_models.parity import ParityRow
-from w2v_runtime import library, placing
+from w2v_models.tolerances import ParityRow
+from w2v_runtime.bundles import library, placing
 from w2v_runtime.embedder import Embedder
-from w2v_runtime.engine import check_installation, installed_version
-from w2v_runtime.parity import Reference, compare, save_references
+from w2v_runtime.embedding.parity import Reference, compare, save_references
+from w2v_runtime.engines.installed import check_installation, installed_version
 
 REFERENCE: Final = "reference.npz"
 _PACKAGES: Final = ("w2v-onnx", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "numpy")

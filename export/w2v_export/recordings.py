@@ -13,8 +13,8 @@ from w2v_export.signals import Waveform
 from w2v_export.validation import readable
 from w2v_models.errors import AudioError, RefusedError
 from w2v_models.manifest import Architecture
-from w2v_runtime.audio import open_audio
-from w2v_runtime.long import DEFAULT_WINDOWING
+from w2v_runtime.audio.reading import open_audio
+from w2v_runtime.embedding.windows import DEFAULT_WINDOWING
 
 Recording = tuple[Path, Waveform]
 

@@ -11,7 +11,7 @@ from w2v_export.description import describe, describe_architecture
 from w2v_export.hub import CONFIG, refuse_path
 from w2v_models import catalogue
 from w2v_models.errors import CheckpointError, OutputError, RefusedError
-from w2v_runtime import library, placing
+from w2v_runtime.bundles import library, placing
 
 #: Precisions that this release exports.
 PRECISIONS: Final = ("fp32", "int8", "fp16")
@@ -57,7 +57,7 @@ def check_output(model: str, folder: Path, overwrite: bool) -> None:
     """Refuse an output that is no place for a bundle of this model.
 
     Raises:
-        OutputError: the checkpoint is there, or :func:`w2v_runtime.placing.check` refuses the place.
+        OutputError: the checkpoint is there, or :func:`w2v_runtime.bundles.placing.check` refuses the place.
     """
     if os.path.isdir(model) and _is_within(Path(model), folder):
         raise OutputError(f"{folder} holds the checkpoint itself, {model}; choose another --output.")

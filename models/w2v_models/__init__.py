@@ -13,7 +13,7 @@ from w2v_models.errors import (
     W2VError,
 )
 from w2v_models.manifest import Architecture, ConvStack, FileRecord, Head, Manifest, PrecisionRecord, Source
-from w2v_models.parity import TOLERANCES, ParityRow, Tolerance
+from w2v_models.tolerances import TOLERANCES, ParityRow, Tolerance
 
 __all__ = [
     "CATALOGUE",

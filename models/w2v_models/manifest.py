@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from w2v_models import schema
-from w2v_models.parity import TOLERANCES, ParityRow
+from w2v_models.tolerances import TOLERANCES, ParityRow
 
 #: Raised whenever the fields or the graph's contract change; a runtime reads exactly its own version.
 FORMAT_VERSION: Final = 3

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from w2v_runtime.embedder import Embedder
-    from w2v_runtime.results import Embedding, Failure
+    from w2v_runtime.embedding.results import Embedding, Failure
 
 # ONNX Runtime would report its use, and warn on standard error where no home folder keeps its identifier.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return Embedder
     if name in ("Embedding", "Failure"):
-        from w2v_runtime import results
+        from w2v_runtime.embedding import results
 
         return getattr(results, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from w2v_models.manifest import (
     PrecisionRecord,
     Source,
 )
-from w2v_models.parity import ParityRow
+from w2v_models.tolerances import ParityRow
 
 
 def bundle_seeds() -> dict[str, bytes]:

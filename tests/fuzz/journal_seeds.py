@@ -9,9 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from w2v_runtime.journal import Entry, Header, Inputs, Stamp
-from w2v_runtime.readback import RUN, run_record
-from w2v_runtime.results import Embedding, FrameTimes
+from w2v_runtime.embedding.results import Embedding, FrameTimes
+from w2v_runtime.runs.journal import Entry, Header, Inputs, Stamp
+from w2v_runtime.runs.readback import RUN, run_record
 from w2v_runtime.stores import Layout, open_store
 
 #: The results of the run that the journals tell of.

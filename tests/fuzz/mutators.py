@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import targets
 
-from w2v_runtime.protobuf import LENGTH, VARINT, Wire, WireError, length_field
+from w2v_runtime.graphs.protobuf import LENGTH, VARINT, Wire, WireError, length_field
 
 _NUMBERS: Final = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, *((1 << bits) - 1 for bits in (31, 32, 63, 64)), 1 << 31)
 #: Headers stand at the front, so most changes of fields are made there.

@@ -26,15 +26,15 @@ from journal_seeds import MADE, VALUES, write_output
 from w2v_models.bundle import MANIFEST, Bundle
 from w2v_models.errors import AudioError, BundleError, OutputError, RefusedError, W2VError
 from w2v_models.manifest import Manifest
-from w2v_runtime.audio import MAX_DECLARED_SECONDS, declared_seconds, open_audio, read_audio
-from w2v_runtime.journal import Header, Stamp
-from w2v_runtime.lists import read_list
-from w2v_runtime.onnx_file import OnnxFile, check_graph
-from w2v_runtime.onnx_format import Tensor
-from w2v_runtime.readback import FinishedOutput
-from w2v_runtime.results import Embedding
-from w2v_runtime.run_files import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
-from w2v_runtime.spool import Spool
+from w2v_runtime.audio.reading import MAX_DECLARED_SECONDS, declared_seconds, open_audio, read_audio
+from w2v_runtime.embedding.results import Embedding
+from w2v_runtime.files.outputs import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
+from w2v_runtime.graphs.onnx_file import OnnxFile, check_graph
+from w2v_runtime.graphs.onnx_format import Tensor
+from w2v_runtime.runs.journal import Header, Stamp
+from w2v_runtime.runs.lists import read_list
+from w2v_runtime.runs.readback import FinishedOutput
+from w2v_runtime.runs.spool import Spool
 
 RATE: Final = 16_000
 #: A FLAC frame of silence holds 65 535 frames in about a dozen bytes; no other format comes near.

@@ -24,8 +24,8 @@ from list_seeds import list_seeds
 
 from w2v_models.errors import AudioError, BundleError
 from w2v_models.manifest import Manifest
-from w2v_runtime import library
-from w2v_runtime.audio import read_audio
+from w2v_runtime.audio.reading import read_audio
+from w2v_runtime.bundles import library
 
 SEEDS = {"audio": audio_seeds, "lists": list_seeds, "bundle": bundle_seeds}
 #: Changes tried by this test, of each target; the fuzzer tries hundreds of thousands.
@@ -71,7 +71,9 @@ def test_decoders_do_not_print_to_standard_output(tmp_path):
     content = bytearray(encoded("SDS", "PCM_16"))
     content[21::127] = b"\0" * len(content[21::127])
     (tmp_path / "a.sds").write_bytes(content)
-    script = "import sys; from w2v_runtime.audio import read_audio; read_audio(sys.argv[1], 16000); print('end')"
+    script = (
+        "import sys; from w2v_runtime.audio.reading import read_audio; read_audio(sys.argv[1], 16000); print('end')"
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", script, str(tmp_path / "a.sds")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -11,7 +11,7 @@ from nested_seeds import ape, id3v1, id3v2, nested
 
 import commands
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import read_audio
+from w2v_runtime.audio.reading import read_audio
 
 #: All streams below, and all above, the 64 KiB that a search for a further stream looks over.
 SIZES = {"short": (8_000, 16_000, 1), "long": (150_000, 48_000, 2)}

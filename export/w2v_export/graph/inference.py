@@ -15,7 +15,7 @@ from w2v_export.graph.logmel import LogMelFrontEnd
 from w2v_export.graph.pooling import STATISTICS, Pool
 from w2v_export.graph.tensors import Dense, cast, num_frames, valid
 from w2v_export.graph.waveform import WaveformFrontEnd
-from w2v_export.head_modules import HeadModule
+from w2v_export.heads.modules import HeadModule
 from w2v_models.manifest import (
     FRAME_LENGTHS,
     HEAD_FRAMES,
@@ -27,7 +27,7 @@ from w2v_models.manifest import (
     frames_output,
     pooled_output,
 )
-from w2v_runtime.results import POOLINGS
+from w2v_runtime.embedding.results import POOLINGS
 
 FrontEnd = WaveformFrontEnd | LogMelFrontEnd
 

@@ -100,7 +100,7 @@ def attention(
     ``bias`` (batch or 1, heads or 1, time, time) is added to the scores after their division by √head_size.
 
     In ONNX this is ``Attention`` of operator set 24 with ``nonpad_kv_seqlen``, its softmax in float32 whatever the rest
-    is in. The exporter knows sets up to 20, so the model's set is raised after the export (``w2v_export.onnx``).
+    is in. The exporter knows sets up to 20, so the model's set is raised after the export (``w2v_export.writer``).
     """
     q, k, v = (x.reshape(*x.shape[:2], heads, head_size).transpose(1, 2) for x in (query, key, value))
     mask = valid(lengths, key.shape[1]).transpose(1, 2)[:, None]

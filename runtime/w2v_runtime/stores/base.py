@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from w2v_runtime.results import Embedding, FrameTimes, Level
+    from w2v_runtime.embedding.results import Embedding, FrameTimes, Level
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
 #: An output's metadata as read back, before anything in it is checked.

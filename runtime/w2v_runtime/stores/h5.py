@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from w2v_runtime.results import Embedding
+    from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
 
 _FRAMES: Final = "frames"

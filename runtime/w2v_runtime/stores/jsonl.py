@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from w2v_runtime.results import Embedding
+    from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
 
 #: Where a line's vectors and its logits by frame begin; inside a string the quotes would be escaped.

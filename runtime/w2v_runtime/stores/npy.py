@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from w2v_runtime.results import Embedding
+    from w2v_runtime.embedding.results import Embedding
 
 _STAGING: Final = ".staging"
 _LOGITS: Final = "logits"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from w2v_runtime.results import Embedding
+    from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
 
 #: Text is padded to its longest string (4 bytes a character), so it is written in blocks of this many strings.

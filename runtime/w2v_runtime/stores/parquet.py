@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from w2v_runtime.results import Embedding
+    from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
 
 METADATA_KEY: Final = "w2v"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from w2v_models.errors import OutputError
-from w2v_runtime.exchange import exchange
+from w2v_runtime.files.exchange import exchange
 
 #: Names of what is not finished, or is being replaced, begin with a dot; they are this program's own.
 TEMPORARY_SUFFIX: Final = ".w2v-tmp"

@@ -1,0 +1,49 @@
+"""References for the proof: what PyTorch computes of each waveform, one file at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+
+from w2v_export.checkpoint import Checkpoint
+from w2v_export.recordings import Recording, named
+from w2v_export.signals import parity_waveforms
+from w2v_models.errors import CheckpointError
+from w2v_runtime.embedding.parity import Reference
+
+#: Waveforms up to this many seconds are stored in the bundle with their reference outputs.
+STORED_SECONDS: Final = 1.0
+
+
+def reference_outputs(
+    checkpoint: Checkpoint, recordings: Sequence[Recording], done: Callable[[int, int], None]
+) -> list[Reference]:
+    """Run the reference on the built-in waveforms and on the user's recordings.
+
+    ``done(i, n)`` is called after the i-th of n runs.
+
+    Raises:
+        CheckpointError: the reference itself computes NaN or infinity of one.
+    """
+    architecture = checkpoint.architecture
+    cases = parity_waveforms(architecture.conv, architecture.sample_rate)
+    cases |= named(recordings, cases)
+    references = []
+    for case, waveform in cases.items():
+        outputs = checkpoint.run(waveform)
+        if not outputs.finite:
+            raise CheckpointError(
+                f"{checkpoint.source.model} cannot be exported: PyTorch itself computes NaN or infinity of the case "
+                f"{case!r}, so the weights are damaged."
+            )
+        pooled, layers = outputs.frames.mean(axis=0), outputs.layers.mean(axis=1)
+        references.append(Reference(case, np.asarray(waveform), outputs.frames, pooled, layers, outputs.head))
+        done(len(references), len(cases))
+    return references
+
+
+def stored(references: Sequence[Reference], rate: int) -> list[Reference]:
+    """The references short enough to travel with the bundle."""
+    return [reference for reference in references if len(reference.waveform) <= STORED_SECONDS * rate]

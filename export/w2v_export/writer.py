@@ -1,0 +1,229 @@
+"""From the inference forms to ONNX files that share one file of weights: optimum's exporter with our own graphs.
+
+The exporter never sees a weight: it traces graphs that take theirs as inputs, and these become references into one
+file, written tensor by tensor. So a model may be larger than a protobuf, and every further graph costs only its nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from unittest import mock
+
+import onnx
+import torch
+from onnx.external_data_helper import set_external_data
+from optimum.exporters.onnx import OnnxConfig
+from optimum.exporters.onnx.convert import export
+from optimum.utils import NormalizedConfig
+from transformers import PretrainedConfig
+
+from w2v_export.graph import quantised, tensors
+from w2v_export.graph.inference import HeadGraph, InferenceGraph, MelGraph, WindowGraph
+from w2v_export.graph.logmel import LogMelFrontEnd
+from w2v_models.manifest import LAYER_WEIGHTS, LENGTHS, MOMENTS, POOLED, WAVEFORM, Architecture, Head, public_outputs
+from w2v_runtime.graphs.onnx_file import OnnxFile
+
+#: The newest operator set that the TorchScript exporter writes.
+TRACED_OPSET: Final = 20
+#: The first with ``Attention`` taking ``nonpad_kv_seqlen``. No operator that we emit changed meaning in between.
+OPSET: Final = 24
+#: The IR version that came with that operator set.
+IR_VERSION: Final = 11
+#: Tensors of at least this many bytes go to the external data file; axes and scalars stay in the graph.
+EXTERNAL_BYTES: Final = 1024
+#: What adds the position to the projected features, in encoders that do so here.
+_ENTRY_SUM: Final = "/encoder/entry/Add"
+#: Where tensors start in that file, so that engines can map them as they are.
+ALIGNMENT: Final = 4096
+
+GRAPH: Final = "model"
+LAYERS: Final = "layers"
+WINDOWS: Final = "windows"
+HEAD: Final = "head"
+MEL: Final = "mel"
+
+_BATCH: Final = {0: "batch"}
+
+
+class GraphOnnxConfig(OnnxConfig):
+    """What optimum needs to know of one of our modules: an example of its inputs, and the outputs' names."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+
+    def __init__(self, example: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> None:
+        super().__init__(PretrainedConfig(), task="feature-extraction")
+        self._example, self._outputs = example, outputs
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        return {name: _axes(name, value) for name, value in self._example.items()}
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        return {name: _axes(name, value) for name, value in self._outputs.items()}
+
+    def generate_dummy_inputs(self, framework: str = "pt", **shapes: int) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        return dict(self._example)
+
+
+def _axes(name: str, value: torch.Tensor) -> dict[int, str]:
+    """The dynamic axes: the batch, and time where there is any."""
+    if name == LAYER_WEIGHTS:
+        return {}
+    time = {1: "samples"} if name == WAVEFORM else {1: "frames"} if value.ndim == 3 else {}
+    return _BATCH | time
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The files of one precision; ``head`` and ``mel`` only where the model has such."""
+
+    graph: Path
+    layers: Path
+    windows: Path
+    head: Path | None
+    mel: Path | None
+    data: Path
+
+
+def export_graphs(
+    model: InferenceGraph, architecture: Architecture, head: Head | None, folder: Path, suffix: str = ""
+) -> Graphs:
+    """Write the graphs of ``model`` and their common weights into ``folder``, ``suffix`` ending the stems of the names.
+
+    The graphs hold standard ONNX operators of operator set :data:`OPSET` only, and their axes are dynamic.
+    """
+    samples = 4 * architecture.conv.receptive_field + (head.shortest if head else 0) * architecture.conv.stride
+    whole = {WAVEFORM: torch.randn(2, samples), LENGTHS: torch.tensor([samples, samples - 1])}
+    weights = {LAYER_WEIGHTS: torch.rand(architecture.layers + 1)}
+    moments = {MOMENTS: torch.rand(2, model.front_end.moments_size) + 0.5}
+    protos = {
+        LAYERS: _trace(model, whole | weights, folder),
+        WINDOWS: _trace(WindowGraph(model), whole | moments | weights, folder),
+    }
+    if model.head is not None and head is not None and head.level == "utterance":
+        states = list(torch.rand(architecture.layers + 1, 2, head.shortest, architecture.hidden_size))
+        channels = model.head.frames(states, states[-1]).shape[-1]
+        pooled = torch.rand(2, len(head.pooling) * channels)
+        protos[HEAD] = _trace(HeadGraph(model.head), {POOLED: pooled}, folder)
+    if isinstance(model.front_end, LogMelFrontEnd):
+        protos[MEL] = _trace(MelGraph(model.front_end), {WAVEFORM: whole[WAVEFORM]}, folder)
+    if model.names_axes:
+        for name in (LAYERS, WINDOWS):
+            _name_axes(protos[name], architecture.hidden_size)
+    paths = {name: folder / f"{name}{suffix}.onnx" for name in (GRAPH, *protos)}
+    data = folder / f"{paths[GRAPH].name}_data"
+    places = _write_weights(model, protos.values(), data)
+    for name, proto in protos.items():
+        _refer(proto, model, data.name, places)
+        onnx.save(proto, paths[name])
+    public = OnnxFile.read(paths[LAYERS]).cut(public_outputs(head))
+    paths[GRAPH].write_bytes(public)
+    for name, path in paths.items():
+        onnx.checker.check_model(path, full_check=name != LAYERS)
+    return Graphs(paths[GRAPH], paths[LAYERS], paths[WINDOWS], paths.get(HEAD), paths.get(MEL), data)
+
+
+def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path) -> onnx.ModelProto:
+    """Trace a module through optimum's exporter, raised to our operator set; weights are still inputs."""
+    tensors.register_symbolics(TRACED_OPSET)
+    quantised.register_symbolics(TRACED_OPSET)
+    model = model.eval()
+    model.config = PretrainedConfig()
+    with torch.no_grad():
+        config = GraphOnnxConfig(inputs, model(**inputs))
+    path = folder / "traced.onnx"
+    without_weights = functools.partial(torch.onnx.export, export_params=False)
+    with _quiet(), mock.patch("torch.onnx.export", without_weights):
+        # The dynamic-axes fix would open the graph in ONNX Runtime before its operator set is raised.
+        export(model, config, path, opset=TRACED_OPSET, disable_dynamic_axes_fix=True, do_constant_folding=False)
+    proto = onnx.load(path)
+    path.unlink()
+    raise_opset(proto)
+    proto.producer_name, proto.producer_version = "w2v-onnx", ""
+    for node in proto.graph.node:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+    return proto
+
+
+def raise_opset(proto: onnx.ModelProto) -> None:
+    """Declare a traced graph to be of our operator set, which alone knows its attention."""
+    del proto.opset_import[:]
+    proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    proto.ir_version = IR_VERSION
+
+
+def _name_axes(proto: onnx.ModelProto, hidden_size: int) -> None:
+    """Say of the encoder's first sum that it is (batch, frames, hidden).
+
+    ONNX Runtime passes that on to all that follows. It joins a sum and a norm only where it knows two shapes as equal.
+    """
+    half = any(tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.input)
+    number = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+    for node in proto.graph.node:
+        if node.name == _ENTRY_SUM:
+            value = onnx.helper.make_tensor_value_info(node.output[0], number, ["batch", "frames", hidden_size])
+            proto.graph.value_info.append(value)
+
+
+def _inputs_of_nodes(proto: onnx.ModelProto) -> set[str]:
+    return {name for node in proto.graph.node for name in node.input}
+
+
+def _write_weights(model: torch.nn.Module, protos: Iterable[onnx.ModelProto], path: Path) -> dict[str, tuple[int, int]]:
+    """Write every weight that a graph uses, one after the other: its offset and length in bytes by name."""
+    used = set[str]().union(*(_inputs_of_nodes(proto) for proto in protos))
+    places: dict[str, tuple[int, int]] = {}
+    with path.open("wb") as file:
+        for name, tensor in model.state_dict().items():
+            if name in used and tensor.nbytes >= EXTERNAL_BYTES:
+                file.seek(-file.tell() % ALIGNMENT, os.SEEK_CUR)
+                places[name] = file.tell(), tensor.nbytes
+                file.write(tensor.contiguous().numpy().data)  # numpy's own way to a file hides why a disk refuses it
+    return places
+
+
+def _refer(proto: onnx.ModelProto, model: torch.nn.Module, data: str, places: dict[str, tuple[int, int]]) -> None:
+    """Turn a graph's weights from inputs into initializers: large ones in the common file, small ones in the graph."""
+    weights, used = model.state_dict(), _inputs_of_nodes(proto)
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    named = [value.name for value in proto.graph.input if value.name in weights and value.name in used]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    for name in named:
+        array = weights[name].contiguous().numpy()
+        tensor = onnx.TensorProto(
+            name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        )
+        if name in places:
+            tensor.raw_data = b""  # of the field's presence, the next call makes sure
+            set_external_data(tensor, data, *places[name])
+            tensor.ClearField("raw_data")
+        else:
+            tensor.raw_data = array.tobytes()
+        proto.graph.initializer.append(tensor)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's notes on tracing and deprecation, which the user can do nothing about."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "optimum")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,141 @@
+"""The samples that a container declares, and those that are there.
+
+libsndfile clamps a cut file to what is there, silently, and in some containers takes all that follows for samples. The
+few header fields that show it are read here with bounded positional reads; nothing here allocates by a header.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from w2v_runtime.audio.source import Content
+
+#: More chunks, or blocks, than this before the samples are not a recording.
+MAX_CHUNKS: Final = 4096
+#: Data sizes that stand for "not known yet" in what was written to a pipe: the largest of 32 or 64 bits, with or
+#: without a sign, or a little less.
+_PIPE_SIZES: Final = (range(0x7EFF_FF00, 0x8000_0001), range(0xFFFF_EF00, 1 << 32), range(1 << 62, 1 << 64))
+_MPEG_CODINGS: Final = (0x50, 0x55)
+
+
+@dataclass(frozen=True)
+class DataChunk:
+    """The encoded samples of a container.
+
+    ``start`` is their first byte, ``declared`` the bytes that the header declares, ``available`` those from their start
+    to the file's end; ``mpeg`` says whether they are MPEG audio.
+    """
+
+    start: int
+    declared: int
+    available: int
+    mpeg: bool = False
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the size is a placeholder, as written to a pipe."""
+        return any(self.declared in sizes for sizes in _PIPE_SIZES)
+
+    @property
+    def cut(self) -> bool:
+        """Whether the file ends before its samples do."""
+        return not self.unknown and self.available < self.declared
+
+    @property
+    def overflown(self) -> bool:
+        """Whether more follows than the size field can say: its 32 bits wrapped, or a placeholder is too small."""
+        return self.available > self.declared if self.unknown else self.available - self.declared >= 1 << 32
+
+    @property
+    def stop(self) -> int:
+        """The byte behind the samples, as far as it is known and there."""
+        return self.start + (self.available if self.unknown else min(self.declared, self.available))
+
+
+def data_chunk(content: Content, start: int) -> DataChunk | None:
+    """The samples of a WAV, RF64, W64, AIFF, IFF, AU or SPH that begins at byte ``start``; None for other formats."""
+    head = content.read(start, 1024)
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+        return _riff_data(content, start, head[:4])
+    if head[:4] == b"FORM":
+        return _form_data(content, start)
+    if head[:4] == b"riff" and head[24:28] == b"wave":
+        return _w64_data(content, start)
+    if head[:4] in (b".snd", b"dns.") and len(head) >= 12:
+        offset, declared = struct.unpack(">II" if head[:4] == b".snd" else "<II", head[4:12])
+        return _chunk_at(content, start + offset, declared)
+    if head[:7] == b"NIST_1A":
+        return _sphere_data(content, start, head)
+    return None
+
+
+def _chunk_at(content: Content, start: int, declared: int, mpeg: bool = False) -> DataChunk:
+    return DataChunk(start, declared, max(0, content.size - start), mpeg)
+
+
+def _riff_data(content: Content, start: int, riff: bytes) -> DataChunk | None:
+    long_size, coding = None, 0
+    for tag, length, at in chunks(content, start + 12, riff):
+        if tag == b"ds64":
+            sizes = content.read(at, 16)
+            long_size = struct.unpack("<QQ", sizes)[1] if len(sizes) == 16 else None
+        if tag == b"fmt ":
+            coding = int.from_bytes(content.read(at, 2), "big" if riff == b"RIFX" else "little")
+        if tag == b"data":
+            declared = long_size if long_size is not None and length == 0xFFFF_FFFF else length
+            return _chunk_at(content, at, declared, coding in _MPEG_CODINGS)
+    return None
+
+
+def _form_data(content: Content, start: int) -> DataChunk | None:
+    for tag, length, at in chunks(content, start + 12, b"FORM"):
+        if tag == b"SSND":  # two 32-bit words, offset and block size, stand before the samples
+            return _chunk_at(content, at + 8, max(0, length - 8))
+        if tag == b"BODY":
+            return _chunk_at(content, at, length)
+    return None
+
+
+def chunks(content: Content, start: int, container: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Tag, declared length and first byte of the content of each chunk, padded to even lengths.
+
+    ``container`` is the tag of the whole, which says in what order bytes stand.
+    """
+    order = ">" if container in (b"RIFX", b"FORM") else "<"
+    for _ in range(MAX_CHUNKS):
+        head = content.read(start, 8)
+        if len(head) < 8:
+            return
+        tag, length = struct.unpack(f"{order}4sI", head)
+        yield tag, length, start + 8
+        start += 8 + length + length % 2
+        if start >= content.size:
+            return
+
+
+def _w64_data(content: Content, start: int) -> DataChunk | None:
+    start += 40
+    for _ in range(MAX_CHUNKS):
+        head = content.read(start, 24)
+        if len(head) < 24:
+            return None
+        length: int = struct.unpack("<Q", head[16:])[0]  # counts its own 24 bytes
+        if head[:4] == b"data":
+            return _chunk_at(content, start + 24, max(0, length - 24))
+        start += max(24, length + -length % 8)
+        if start >= content.size:
+            return None
+    return None
+
+
+def _sphere_data(content: Content, start: int, head: bytes) -> DataChunk | None:
+    fields = {name: int(value) for name, value in re.findall(rb"(\w+) -i (\d{1,18})\n", head)}
+    offset = re.match(rb"NIST_1A\n\s*(\d{1,9})\n", head)
+    if offset is None or b"sample_count" not in fields:
+        return None
+    frame = fields.get(b"channel_count", 1) * fields.get(b"sample_n_bytes", 2)
+    return _chunk_at(content, start + int(offset.group(1)), fields[b"sample_count"] * frame)

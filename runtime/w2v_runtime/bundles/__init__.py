@@ -1,0 +1,4 @@
+"""Where bundles are on this machine, and how one takes its place there.
+
+May import files.
+"""

@@ -1,0 +1,155 @@
+"""``w2v-models``: what can be exported, what is exported, and whether it still equals PyTorch."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import Annotated, Final
+
+import typer
+
+from w2v_models.catalogue import CATALOGUE
+from w2v_models.errors import BundleError
+from w2v_models.tolerances import TOLERANCES, ParityRow, Tolerance, worst
+from w2v_runtime.bundles import library
+from w2v_runtime.commands import terminal
+from w2v_runtime.commands.tables import Table, pairs, width_of
+
+NAME: Final = "w2v-models"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
+
+
+@app.callback()
+def models(_version: Annotated[bool, terminal.version_option(NAME)] = False) -> None:
+    """List, show and verify exported models."""
+
+
+@app.command("list")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+) -> None:
+    """The catalogue, and the bundles exported on this machine."""
+    with terminal.command(NAME):
+        bundles = library.exported()
+        if as_json:
+            catalogue = [{"id": v.id, "licence": v.licence, "description": v.description} for v in CATALOGUE]
+            found = [{"folder": str(b.folder), "model": b.manifest.source.model} for b in bundles]
+            print(json.dumps({"catalogue": catalogue, "exported": found, "home": str(library.home())}, indent=2))
+            return
+        known = [
+            (
+                variant.id,
+                str(variant.config["num_hidden_layers"]),
+                str(variant.config["hidden_size"]),
+                variant.licence,
+                variant.description,
+            )
+            for variant in CATALOGUE
+        ]
+        header = ("model", "layers", "size", "licence", "about")
+        terminal.show(*Table("Known models", header, known, right=frozenset({1, 2})).lines(width_of(sys.stdout)))
+        terminal.show("")
+        if not bundles:
+            terminal.show(f"Nothing is exported to {library.home()} yet.")
+            return
+        found_here = [
+            (
+                bundle.manifest.source.model,
+                f"random (seed {bundle.manifest.source.seed})" if bundle.manifest.source.random else "checkpoint",
+                ",".join(bundle.manifest.precisions),
+                bundle.manifest.created[:10],
+                bundle.folder.name,
+            )
+            for bundle in bundles
+        ]
+        header = ("model", "weights", "precisions", "exported", "folder")
+        terminal.show(*Table(f"Exported to {library.home()}", header, found_here).lines(width_of(sys.stdout)))
+
+
+@app.command()
+def show(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder or exported id.")]) -> None:
+    """A bundle's manifest, and its parity with PyTorch as measured at export."""
+    with terminal.command(NAME):
+        opened = library.find(bundle)
+        manifest = opened.manifest
+        source, architecture = manifest.source, manifest.architecture
+        conv = architecture.conv
+        described = {
+            "model": source.model,
+            "revision": source.revision or "none",
+            "weights": f"random (seed {source.seed})" if source.random else "checkpoint",
+            "licence": source.licence or "unknown",
+            "architecture": f"{architecture.model_type}, {architecture.layers} layers of {architecture.hidden_size}",
+            "head": f"{manifest.head.kind}: {', '.join(manifest.head.labels)}" if manifest.head else "none",
+            "sample rate": f"{architecture.sample_rate} Hz",
+            "frames": f"one every {conv.stride} samples, each from {conv.receptive_field}",
+            "precisions": ", ".join(
+                f"{name} ({sum(record.size for record in entry.files) / 1e6:.0f} MB)"
+                for name, entry in manifest.precisions.items()
+            ),
+            "bundle hash": manifest.sha256,
+            "exported": f"{manifest.created} with " + ", ".join(f"{k} {v}" for k, v in manifest.packages.items()),
+        }
+        terminal.show(*pairs(str(opened.folder), described, width_of(sys.stdout)))
+        for name, entry in manifest.precisions.items():
+            terminal.show("")
+            terminal.show(*parity_table(entry.parity, name).lines(width_of(sys.stdout)))
+
+
+@app.command()
+def verify(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder or exported id.")]) -> None:
+    """Check a bundle's files against their hashes, then its outputs against the stored reference vectors."""
+    with terminal.command(NAME):
+        from w2v_runtime.embedder import Embedder
+        from w2v_runtime.embedding.parity import compare, load_references
+
+        opened = library.find(bundle)
+        terminal.note_random_weights(NAME, opened.manifest.source)
+        for record in opened.manifest.files:
+            opened.check(record, remembered=False)
+        terminal.show(f"{len(opened.manifest.files)} files match their SHA-256.")
+        references = load_references(opened.check(opened.manifest.reference))
+        passed = True
+        for precision in opened.manifest.precisions:
+            rows = compare(Embedder(opened, device="cpu", precision=precision), references)
+            passed = passed and all(row.within(precision) for row in rows)
+            terminal.show(*parity_table(rows, precision).lines(width_of(sys.stdout)))
+        if not passed:
+            raise VerificationError(f"{opened.folder} differs from its reference vectors; export the model again.")
+        terminal.show(f"{opened.folder} equals its reference.")
+
+
+class VerificationError(BundleError):
+    """A bundle is intact but does not compute what it should."""
+
+    exit_code = 1
+
+
+def parity_table(rows: tuple[ParityRow, ...], precision: str) -> Table:
+    """Rows of a comparison with PyTorch as a table, the worst of each output last."""
+    totals = [row for output in TOLERANCES[precision] if (row := worst(rows, output))]
+    missed = {row.output for row in rows if not row.within(precision)}
+    cells = []
+    for row in (*rows, *totals):
+        allowed = _allowed(TOLERANCES[precision][row.output])
+        within = row.output not in missed if row in totals else row.within(precision)
+        verdict = "ok" if within else "MISSED"
+        numbers = (f"{row.max_abs:.1e}", f"{row.max_rel:.1e}", f"{row.min_cosine:.7f}", allowed)
+        cells.append((row.case, row.output, *numbers, verdict))
+    header = ("case", "output", "max |Δ|", "relative", "cosine", "allowed", "")
+    return Table(f"{precision} against PyTorch", header, cells, right=frozenset({2, 3, 4}))
+
+
+def _allowed(tolerance: Tolerance) -> str:
+    """The bounds of the difference, of which either is enough, or that of the cosine; short, to fit a terminal."""
+    if math.isinf(tolerance.max_abs):
+        return f"cosine {tolerance.min_cosine:g}"
+    bounds = {"": tolerance.max_abs, " rel": tolerance.max_rel}
+    return ", ".join(f"{bound:.0e}{kind}".replace("e-0", "e-") for kind, bound in bounds.items() if bound)
+
+
+def main() -> None:
+    """The console script."""
+    terminal.run(app, NAME)

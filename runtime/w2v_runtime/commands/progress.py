@@ -1,0 +1,120 @@
+"""What a run is doing and how far it is: a bar on a terminal, and a line every few minutes where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, Protocol
+
+from w2v_runtime.commands import terminal
+from w2v_runtime.runs.inputs import Shard
+from w2v_runtime.runs.summary import Summary
+
+if TYPE_CHECKING:
+    from rich.progress import Task
+
+Progress = Callable[[Summary], None]
+#: Between two lines in a log.
+_LOG_SECONDS: Final = 300.0
+
+
+class Listed(Protocol):
+    """Inputs that are listed while they are used."""
+
+    def total(self) -> int | None:
+        """How many there are, once all are listed; None if that is never known."""
+
+
+class _Course:
+    """How far a run is, for whoever shows it: its latest summary, and how many inputs there are once that is known."""
+
+    def __init__(self, inputs: Listed, shard: Shard) -> None:
+        self.summary = Summary()
+        self._inputs, self._shard = inputs, shard
+        self._listed: int | None = None
+        self._start = time.monotonic()
+        threading.Thread(target=self._count, name="w2v-count", daemon=True).start()
+
+    def _count(self) -> None:
+        total = self._inputs.total()
+        self._listed = None if total is None else self._shard.size(total)
+
+    @property
+    def total(self) -> int | None:
+        """The inputs of the present stage; None while they are still being listed."""
+        return self.summary.results if self.summary.stage == "writing" else self._listed
+
+    def words(self) -> str:
+        """What the present stage has to say behind its count."""
+        summary = self.summary
+        if summary.stage != "embedding":
+            return f"files · {summary.stage}"
+        seconds = summary.audio_seconds + summary.running_seconds
+        rate = seconds / max(time.monotonic() - self._start, 1e-9)
+        text = f"files · {seconds / 3600:.2f} h · {rate:.1f} × real time"
+        return f"{text} · {summary.failed} failed" if summary.failed else text
+
+
+@contextlib.contextmanager
+def shown(name: str, inputs: Listed, shard: Shard, hidden: bool) -> Iterator[Progress]:
+    """Show a run's progress on standard error while the block runs, after the name of the command where it is a log."""
+    if hidden:
+        yield lambda summary: None
+        return
+    course = _Course(inputs, shard)
+    with _bar(course) if sys.stderr.isatty() else _log(name, course) as update:
+        yield update
+
+
+@contextlib.contextmanager
+def _log(name: str, course: _Course) -> Iterator[Progress]:
+    """A line every few minutes, however long one recording takes."""
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.wait(_LOG_SECONDS):
+            of = "" if course.total is None else f" of {course.total}"
+            terminal.say(name, f"{course.summary.done}{of} {course.words()}")
+
+    def update(summary: Summary) -> None:
+        course.summary = summary
+
+    thread = threading.Thread(target=write, name="w2v-log", daemon=True)
+    thread.start()
+    try:
+        yield update
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _bar(course: _Course) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    class Count(ProgressColumn):
+        """Inputs done, of how many, and what was done of them; also within a long recording."""
+
+        def render(self, task: Task) -> Text:  # noqa: ARG002
+            total = "?" if course.total is None else course.total
+            return Text(f"{course.summary.done}/{total} {course.words()}")
+
+    columns = (SpinnerColumn(), BarColumn(), Count(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        stage, task = course.summary.stage, bar.add_task("", total=None)
+
+        def update(summary: Summary) -> None:
+            nonlocal stage, task
+            course.summary = summary
+            if summary.stage != stage:  # a task of its own, so that its time left is reckoned by its own pace
+                bar.remove_task(task)
+                stage, task = summary.stage, bar.add_task("", total=None)
+            bar.update(task, completed=summary.done, total=course.total)
+
+        yield update

@@ -1,0 +1,297 @@
+"""Many recordings: decoded ahead on threads, batched by length, embedded without the engine ever waiting for audio."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Real
+from typing import Any, Final
+
+from w2v_models.errors import AudioError, OutOfMemoryError, RefusedError, StorageError, W2VError
+from w2v_runtime.audio.reading import Audio
+from w2v_runtime.audio.recordings import Recording
+from w2v_runtime.embedding.batching import Pool
+from w2v_runtime.embedding.model import Model
+from w2v_runtime.embedding.results import Embedding, Failure, Request
+from w2v_runtime.embedding.windows import Advance
+from w2v_runtime.engines.base import CUDA, is_whole
+from w2v_runtime.threads import processors
+from w2v_runtime.threads.stop import Stop
+from w2v_runtime.threads.workers import Task, Workers
+
+#: Padded seconds of audio in a batch, by device.
+BATCH_SECONDS: Final = {"cpu": 8.0, "cuda": 480.0, "openvino": 8.0}
+#: Inputs that may wait decoded for a batch, and the audio they may hold in batches' worth.
+POOL_INPUTS: Final = 512
+POOL_BATCHES: Final = 24
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """How inputs are read and batched.
+
+    ``channel`` None is the mean; ``pad_short`` and ``strict`` say what to do with short and damaged audio;
+    ``batch_seconds`` (padded) and ``jobs`` (decoding threads) follow the device and the processors where None.
+
+    Raises:
+        RefusedError: a value is out of bounds or of another type.
+    """
+
+    channel: int | None = None
+    pad_short: bool = False
+    strict: bool = False
+    batch_seconds: float | None = None
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.channel is not None and not (is_whole(self.channel) and self.channel >= 0):
+            raise RefusedError(f"channel must be a number from 0, or None for the mean of all, not {self.channel!r}.")
+        seconds = self.batch_seconds
+        if seconds is not None and not (isinstance(seconds, Real) and 0 < seconds < math.inf):
+            raise RefusedError(f"batch_seconds (--batch-seconds) must be positive, not {seconds!r}.")
+        if self.jobs is not None and not (is_whole(self.jobs) and self.jobs >= 1):
+            raise RefusedError(f"jobs (--jobs) must be a whole number, at least 1, not {self.jobs!r}.")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> CorpusOptions:
+        """From keyword arguments.
+
+        Raises:
+            TypeError: there is no such option; the message names those that there are.
+        """
+        known = [option.name for option in dataclasses.fields(cls)]
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(f"embed_files has no option {', '.join(unknown)}; its options are {', '.join(known)}.")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input: its place among those of this run, from 0, its path, and the recording where it is no file."""
+
+    position: int
+    path: str
+    recording: Recording | None = None
+
+    @property
+    def source(self) -> Recording:
+        """What is read."""
+        return self.path if self.recording is None else self.recording
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A batch that left the engine, and the inputs that failed meanwhile, each with its result."""
+
+    results: tuple[tuple[Input, Embedding | Failure], ...]
+    samples: int = 0
+    padded_samples: int = 0
+
+
+def embed_paths(
+    model: Model, paths: Iterable[str], request: Request, options: CorpusOptions
+) -> Generator[Embedding | Failure, None, None]:
+    """Embed files and yield their results in the order of ``paths``."""
+    return embed_in_order(model, (Input(i, path) for i, path in enumerate(paths)), request, options)
+
+
+def embed_in_order(
+    model: Model, inputs: Iterable[Input], request: Request, options: CorpusOptions
+) -> Generator[Embedding | Failure, None, None]:
+    """Embed inputs and yield their results in the order of their positions, which count from 0."""
+    waiting: dict[int, Embedding | Failure] = {}
+    position = 0
+    with contextlib.closing(embed_inputs(model, inputs, request, options)) as batches:
+        for finished in batches:
+            waiting.update((item.position, result) for item, result in finished.results)
+            while position in waiting:
+                yield waiting.pop(position)
+                position += 1
+
+
+def embed_inputs(
+    model: Model,
+    inputs: Iterable[Input],
+    request: Request,
+    options: CorpusOptions,
+    advance: Advance = lambda seconds: None,
+) -> Generator[Finished, None, None]:
+    """Embed inputs and yield batch after batch, nearly in order. While batches run, the next is ready.
+
+    ``advance(seconds)`` tells how much of a long recording is done while it runs.
+    Closed between two of them, as by an interrupt, it stops those in the engine that are its own. What ``inputs``
+    raises is raised again once the inputs before it are finished.
+
+    Raises:
+        W2VError: the graph cannot be opened, or the run is continued in a process forked since it began.
+    """
+    process = os.getpid()
+    with contextlib.closing(_run(model, inputs, request, options, advance)) as batches:
+        for finished in batches:
+            yield finished
+            if os.getpid() != process:
+                raise W2VError("This run's threads are in the process that it was forked from; begin another one here.")
+
+
+def _run(
+    model: Model, inputs: Iterable[Input], request: Request, options: CorpusOptions, advance: Advance
+) -> Generator[Finished, None, None]:
+    engine, jobs = model.engine, options.jobs or processors.available()
+    engine.prepare(model.outputs(request))
+    seconds = options.batch_seconds or BATCH_SECONDS[engine.device]
+    pool = Pool(max(1, round(seconds * model.sample_rate)), longest_first=engine.device == CUDA)
+    work, faults = _Work(model, request, options, advance, pool), list[Exception]()
+    with _workers(work.stop, jobs, engine.runs) as (decoder, runner):
+        running: deque[Task[Finished]] = deque()
+        for batch in _batches(work, _decoded(work, _until_fault(inputs, faults), decoder, jobs)):
+            running.append(runner.submit(partial(work.embed, batch)))
+            if len(running) > engine.runs:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    if faults:
+        raise faults[0]
+
+
+def _until_fault(inputs: Iterable[Input], faults: list[Exception]) -> Iterator[Input]:
+    """Inputs up to where they end or fail; why they failed is added to ``faults``."""
+    try:
+        yield from inputs
+    except Exception as fault:  # whatever the caller's own code raises
+        faults.append(fault)
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    """An input's audio, why it has none, or None where it is too long to be held."""
+
+    input: Input
+    audio: Audio | Failure | None
+
+
+def _decoded(work: _Work, inputs: Iterable[Input], decoder: Workers, jobs: int) -> Iterator[_Decoded]:
+    """Inputs as audio, in order, a few decoded ahead."""
+    ahead: deque[Task[_Decoded]] = deque()
+    for item in inputs:
+        ahead.append(decoder.submit(partial(work.decode, item)))
+        if len(ahead) > 4 * jobs:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
+
+
+def _batches(work: _Work, decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
+    """Batches with little padding; long audio is one of its own, and what failed travels with the next."""
+    pool, failed = work.pool, list[_Decoded]()
+    for item in decoded:
+        if isinstance(item.audio, Failure):
+            failed.append(item)
+        elif work.is_long(item):
+            yield [item]
+        elif item.audio is not None:
+            pool.add(len(item.audio.samples), item)
+        if len(failed) >= POOL_INPUTS or len(pool) >= POOL_INPUTS or pool.samples >= POOL_BATCHES * pool.budget:
+            yield failed + (pool.take() if len(pool) else [])
+            failed = []
+    while len(pool) or failed:
+        yield failed + (pool.take() if len(pool) else [])
+        failed = []
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What one run does with an input and with a batch, until ``stop``, which is its own, ends it."""
+
+    model: Model
+    request: Request
+    options: CorpusOptions
+    advance: Advance
+    pool: Pool
+    stop: Stop = field(default_factory=Stop)
+
+    def decode(self, item: Input) -> _Decoded:
+        """Read an input."""
+        try:
+            audio = self.model.read(item.source, self.options.channel, self.options.pad_short, self.stop)
+            if audio is not None:
+                self._refuse_warnings(audio.warnings)
+            return _Decoded(item, audio)
+        except (AudioError, MemoryError) as error:
+            return _Decoded(item, _failure(item, "read", error))
+
+    def is_long(self, item: _Decoded) -> bool:
+        """Whether an input goes through windows, held or not."""
+        return item.audio is None or (isinstance(item.audio, Audio) and self.model.is_long(item.audio))
+
+    def embed(self, batch: list[_Decoded]) -> Finished:
+        """Embed a batch, or what is long alone."""
+        if self.is_long(batch[0]):
+            return self._embed_long(batch[0])
+        failed = [(item.input, item.audio) for item in batch if isinstance(item.audio, Failure)]
+        ready = [(item.input, item.audio) for item in batch if isinstance(item.audio, Audio)]
+        embedded = zip([item for item, _ in ready], self._embed(ready), strict=True)
+        lengths = [len(audio.samples) for _, audio in ready]
+        return Finished((*failed, *embedded), sum(lengths), max(lengths, default=0) * len(lengths))
+
+    def _embed_long(self, long: _Decoded) -> Finished:
+        item, held = long.input, long.audio if isinstance(long.audio, Audio) else None
+        channel = self.options.channel
+        try:
+            embedding = self.model.embed_long(item.source, held, channel, self.request, self.advance, self.stop)
+            self._refuse_warnings(embedding.warnings)
+        except AudioError as error:
+            return Finished(((item, _failure(item, "read", error)),))
+        except StorageError:
+            raise
+        except (W2VError, MemoryError) as error:
+            self.stop.check()
+            return Finished(((item, _failure(item, "embed", error)),))
+        samples = round(embedding.duration * self.model.sample_rate)
+        named = dataclasses.replace(embedding, path=item.path)  # a recording need not know what it is called
+        return Finished(((item, named),), samples, samples)
+
+    def _embed(self, items: list[tuple[Input, Audio]]) -> list[Embedding | Failure]:
+        """Embed a batch; where the engine fails, its halves, so that only an input that fails alone is lost.
+
+        Where memory was short, no later batch of the pool is larger than the halves.
+        """
+        if not items:
+            return []
+        paths, audios = [item.path for item, _ in items], [audio for _, audio in items]
+        try:
+            return list(self.model.embed_batch(paths, audios, self.request, self.stop))
+        except (W2VError, MemoryError) as error:
+            self.stop.check()
+            if len(items) == 1:
+                return [_failure(items[0][0], "embed", error)]
+            if isinstance(error, OutOfMemoryError):
+                longest = max(len(audio.samples) for audio in audios)
+                self.pool.budget = min(self.pool.budget, longest * len(items) // 2)
+            half = len(items) // 2
+            return self._embed(items[:half]) + self._embed(items[half:])
+
+    def _refuse_warnings(self, warnings: tuple[str, ...]) -> None:
+        if self.options.strict and warnings:
+            raise AudioError("; ".join(warnings))
+
+
+def _failure(item: Input, stage: str, error: W2VError | MemoryError) -> Failure:
+    return Failure(item.path, stage, str(error) or "out of memory")
+
+
+@contextlib.contextmanager
+def _workers(stop: Stop, jobs: int, runs: int) -> Iterator[tuple[Workers, Workers]]:
+    """Decoding threads and the engine's threads. When the consumer stops early, what runs is ended at once."""
+    decoder, runner = Workers(jobs, "w2v-decode", stop), Workers(runs, "w2v-engine", stop)
+    try:
+        yield decoder, runner
+    finally:
+        stop.stop()
+        decoder.close()
+        runner.close()

@@ -1,0 +1,87 @@
+"""First and second moments of a recording that streams by: what its normalisation and group norm rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from w2v_runtime.embedding.pooling import RunningPool
+
+Samples = npt.NDArray[np.float32]
+
+
+class WaveformMoments:
+    """Accumulates blocks of samples; :meth:`vector` is the input ``moments`` of the graph for windows.
+
+    The sums are taken in float64 about the first block's mean, so that an offset costs no digits: with f the samples
+    (or frames) less that mean, the mean is Σf/n and the covariance Σffᵀ/n - Σf Σfᵀ/n².
+    """
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        self._kernel, self._stride = kernel, stride
+        self._rest = np.empty(0)
+        self._shift: float | None = None
+        self.samples = 0
+        self._frames = 0
+        self._sum = self._square_sum = 0.0
+        self._frame_sum = np.zeros(kernel)
+        self._frame_products = np.zeros((kernel, kernel))
+
+    def add(self, block: Samples) -> None:
+        """Take in the next samples: (n,)."""
+        exact = block.astype(np.float64)
+        if self._shift is None:
+            self._shift = float(exact.mean()) if len(exact) else 0.0
+        exact -= self._shift
+        self.samples += len(exact)
+        self._sum += float(exact.sum())
+        self._square_sum += float(exact @ exact)
+        pending = np.concatenate([self._rest, exact])
+        if len(pending) >= self._kernel:
+            frames = np.lib.stride_tricks.sliding_window_view(pending, self._kernel)[:: self._stride]
+            self._frames += len(frames)
+            self._frame_sum += frames.sum(axis=0)
+            self._frame_products += frames.T @ frames
+            pending = pending[len(frames) * self._stride :]
+        self._rest = pending
+
+    def vector(self) -> npt.NDArray[np.float32]:
+        """Mean, variance, mean frame and covariance of the frames: (2 + k + k²,), as ``manifest.MOMENTS`` lays out."""
+        shift, n, frames = self._shift or 0.0, max(self.samples, 1), max(self._frames, 1)
+        mean, frame_mean = self._sum / n, self._frame_sum / frames
+        variance = max(self._square_sum / n - mean**2, 0.0)
+        covariance = self._frame_products / frames - np.outer(frame_mean, frame_mean)
+        return np.concatenate([[shift + mean, variance], shift + frame_mean, covariance.ravel()]).astype(np.float32)
+
+
+class MelMoments:
+    """The same of log-mel frames: mean and unbiased variance of each band.
+
+    Args:
+        window: samples under one frame.
+        hop: samples from one frame to the next.
+        mel: the graph of the frames, (samples,) → (frames, bands).
+    """
+
+    def __init__(self, window: int, hop: int, mel: Callable[[Samples], Samples]) -> None:
+        self._window, self._hop, self._mel = window, hop, mel
+        self._rest = np.empty(0, np.float32)
+        self._pool = RunningPool()
+        self.samples = 0
+
+    def add(self, block: Samples) -> None:
+        """Take in the next samples: (n,)."""
+        self.samples += len(block)
+        pending = np.concatenate([self._rest, block])
+        if frames := max(0, (len(pending) - self._window) // self._hop + 1):
+            used = (frames - 1) * self._hop + self._window
+            self._pool.add(self._mel(pending[:used])[:frames])
+            pending = pending[frames * self._hop :]
+        self._rest = pending
+
+    def vector(self) -> Samples:
+        """Mean and variance: (2 · bands,)."""
+        mean, std = np.split(self._pool.result(("mean", "std1")), 2)
+        return np.concatenate([mean, std * std])

@@ -1,0 +1,100 @@
+"""What is installed on this machine: ONNX Runtime, in one wheel and new enough, and OpenVINO."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from typing import Final
+
+from w2v_models.errors import EngineError
+from w2v_runtime.engines.base import CPU, CUDA, OPENVINO, option
+
+#: Wheels that all install the import package ``onnxruntime``, over each other.
+WHEELS: Final = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+#: The first release whose CPU provider honours ``nonpad_kv_seqlen`` of Attention; 1.24 attends to the padding.
+_OLDEST: Final = (1, 25)
+#: The first that computes these graphs; 2025.4 fails on recordings that are not whole blocks long.
+_OLDEST_OPENVINO: Final = (2026, 1)
+_NONE_INSTALLED: Final = "No inference engine is installed: pip install 'w2v-onnx[cpu]', [gpu] for CUDA, or [openvino]."
+
+
+def is_here(device: str) -> bool:
+    """Whether the engine for a device is there, well or badly installed; for CUDA, whether it works and has it."""
+    if device != CUDA:
+        return importlib.util.find_spec("openvino" if device == OPENVINO else "onnxruntime") is not None
+    try:
+        import onnxruntime
+
+        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    except (ImportError, AttributeError):
+        return False
+
+
+def check_openvino() -> None:
+    """Refuse to work without OpenVINO, or with one that is too old.
+
+    Raises:
+        EngineError: with the command that mends it.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        other = f"; ONNX Runtime is: {option('device', CPU)}" if importlib.util.find_spec("onnxruntime") else ""
+        raise EngineError(f"OpenVINO is not installed: pip install 'w2v-onnx[openvino]'{other}.")
+    version = installed_version("openvino")
+    if version is not None and _release(version) < _OLDEST_OPENVINO:
+        needed = ".".join(map(str, _OLDEST_OPENVINO))
+        raise EngineError(f"OpenVINO {version} is too old for these graphs: pip install -U 'openvino>={needed}'")
+
+
+def check_installation() -> None:
+    """Refuse to work without ONNX Runtime, or with two wheels of it on top of each other.
+
+    Raises:
+        EngineError: with the command that mends it.
+    """
+    installed = [name for name in WHEELS if installed_version(name)]
+    keep = "gpu" if "onnxruntime-gpu" in installed else "cpu"
+    if len(installed) > 1:
+        raise EngineError(
+            f"{' and '.join(installed)} overwrite each other; keep one: "
+            f"pip uninstall -y {' '.join(installed)} && pip install 'w2v-onnx[{keep}]'"
+        )
+    if importlib.util.find_spec("onnxruntime") is None:
+        if importlib.util.find_spec("openvino") is None:
+            raise EngineError(_NONE_INSTALLED)
+        raise EngineError(
+            "ONNX Runtime is not installed: pip install 'w2v-onnx[cpu]', or [gpu] for CUDA. "
+            f"OpenVINO is: {option('device', OPENVINO)}."
+        )
+    try:
+        import onnxruntime
+
+        version: str = onnxruntime.__version__
+    except (ImportError, AttributeError) as error:  # a removed wheel leaves a folder that imports and is empty
+        raise EngineError(
+            f"ONNX Runtime is damaged ({first_line(error)}): "
+            f"pip uninstall -y {' '.join(installed) or 'onnxruntime'}; pip install --force-reinstall 'w2v-onnx[{keep}]'"
+        ) from None
+    if _release(version) < _OLDEST:
+        needed = ".".join(map(str, _OLDEST))
+        raise EngineError(
+            f"ONNX Runtime {version} computes padded batches wrongly; {needed} is needed: "
+            f"pip install -U '{(installed or ['onnxruntime'])[0]}>={needed}'"
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Year and release, or major and minor."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, its class where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

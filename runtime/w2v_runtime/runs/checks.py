@@ -1,0 +1,113 @@
+"""What a run refuses before any work: an output that is not to be replaced, and files that would be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from w2v_models.errors import OutputError
+from w2v_runtime.files.outputs import (
+    JOURNAL_SUFFIX,
+    METADATA_SUFFIX,
+    VALUES_SUFFIX,
+    Use,
+    Written,
+    beside,
+    exists,
+    hidden,
+)
+from w2v_runtime.runs.failures import check_failures, is_stream
+from w2v_runtime.runs.journal import DamagedJournalError, Header, adopt_earlier, earlier_journal
+from w2v_runtime.runs.options import STDOUT, RunOptions
+from w2v_runtime.runs.readback import FinishedOutput
+from w2v_runtime.stores import check_metadata_file
+
+_TEXT_FORMATS = ("csv", "jsonl")
+
+
+def check_output(options: RunOptions, header: Header) -> None:
+    """Refuse an output that exists, unless it is to be replaced, or continued by an equal run.
+
+    Raises:
+        OutputError: with the choice the user has, or the differences.
+    """
+    output, there = options.output, exists(options.output)
+    if options.format in _TEXT_FORMATS:
+        check_metadata_file(beside(output, METADATA_SUFFIX))
+    if options.resume:
+        adopt_earlier(output)
+        earlier = earlier_header(options)
+        if earlier is None and there:
+            raise OutputError(f"{output} has no journal to resume from; replace it with --overwrite.")
+        if earlier is not None:
+            _refuse_other(output, earlier, header)
+    elif not options.overwrite and there:
+        raise OutputError(f"{output} exists; continue it with --resume or replace it with --overwrite.")
+    elif not options.overwrite and is_unfinished(output):
+        raise OutputError(
+            f"{output} has an unfinished run beside it ({hidden(output, JOURNAL_SUFFIX).name}); "
+            "continue it with --resume or start again with --overwrite."
+        )
+
+
+def is_unfinished(output: Path) -> bool:
+    """Whether a run, of this release or the one before, left results beside an output that are not in it yet."""
+    if hidden(output, VALUES_SUFFIX).exists():
+        return True
+    try:
+        earlier = Header.read(earlier_journal(output))
+    except OutputError:
+        return False  # nothing that could be continued, and nothing that will be replaced
+    return earlier is not None and not earlier.finished
+
+
+def earlier_header(options: RunOptions) -> Header | None:
+    """The header of the run to resume; where its journal is damaged, by what a complete output tells of its run.
+
+    Raises:
+        OutputError: neither tells.
+    """
+    try:
+        return Header.read(hidden(options.output, JOURNAL_SUFFIX))
+    except DamagedJournalError:
+        if not exists(options.output):
+            raise
+        return FinishedOutput.open(options.output, options.format).header
+
+
+def _refuse_other(output: Path, earlier: Header, now: Header) -> None:
+    before, after = earlier.fingerprint | {"shard": earlier.shard}, now.fingerprint | {"shard": now.shard}
+    differences = [
+        f"{name} was {before.get(name)!r} and is now {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if differences:
+        raise OutputError(
+            f"{output} was begun by another run: {'; '.join(differences)}. "
+            "Repeat that run's options, or start again with --overwrite."
+        )
+
+
+def written_files(options: RunOptions, reads: Iterable[Use]) -> Written:
+    """The files that a run writes, none of which is another or one of those that it is known to read.
+
+    Raises:
+        OutputError: one is, or a user's file stands in the place of the list of failures.
+    """
+    uses = []
+    if options.format != STDOUT:
+        uses += [
+            Use(options.output, "the output"),
+            Use(hidden(options.output, JOURNAL_SUFFIX), "the run's journal"),
+            Use(hidden(options.output, VALUES_SUFFIX), "the run's record of results"),
+        ]
+    if options.format in _TEXT_FORMATS:
+        uses.append(Use(beside(options.output, METADATA_SUFFIX), "the output's metadata"))
+    if options.failures_path is not None and not is_stream(options.failures_path):
+        uses.append(Use(options.failures_path, "the list of failures"))
+    written = Written(tuple(uses))
+    written.refuse_reads(reads)
+    if options.failures_path is not None:
+        check_failures(options.failures_path)
+    return written

@@ -1,0 +1,187 @@
+"""What to embed: files, folders searched recursively, lists of paths, and a shard of them all."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Final
+
+from w2v_models.errors import RefusedError
+from w2v_runtime.audio import formats
+from w2v_runtime.runs.lists import check_list as check_list
+from w2v_runtime.runs.lists import read_list
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The ``index``-th (from 1) of ``count`` parts: every count-th input, so that parts take equally long."""
+
+    index: int = 1
+    count: int = 1
+
+    @classmethod
+    def of(cls, text: str) -> Shard:
+        """Read ``I/N``.
+
+        Raises:
+            RefusedError: it is not that, or I is not in 1 … N.
+        """
+        if not is_shard(text):
+            raise RefusedError(f"shard {text!r:.40} is not I/N with I from 1 to N, such as 3/8.")
+        return cls(*map(int, text.split("/")))
+
+    def holds(self, position: int) -> bool:
+        """Whether the input at ``position`` (from 0) belongs to this part."""
+        return position % self.count == self.index - 1
+
+    def size(self, inputs: int) -> int:
+        """How many of so many inputs belong to this part."""
+        return len(range(self.index - 1, inputs, self.count))
+
+
+def is_shard(text: str) -> bool:
+    """Whether a text is ``I/N`` with I in 1 … N."""
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    return match is not None and 1 <= int(match[1]) <= int(match[2])
+
+
+#: The one recording that comes through standard input, by what users call it.
+STANDARD_INPUT: Final = "-"
+#: The one shard that holds every input.
+ALL: Final = Shard()
+
+
+class Listing:
+    """Inputs that are listed once, ahead of their use and counted at the end; to be iterated once.
+
+    Args:
+        inputs: as they are found.
+        ahead: whether a thread lists them. What may not come to an end soon, such as a pipe, is listed as it is used.
+    """
+
+    def __init__(self, inputs: Iterable[str], ahead: bool = True) -> None:
+        self._inputs, self._ahead = inputs, ahead
+        self._count = 0
+        self._ended = threading.Event()
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self._from_thread() if self._ahead else self._listed()
+
+    def total(self) -> int | None:
+        """How many there are, once the last one is listed; None if that ends before."""
+        self._ended.wait()
+        return None if self._stopped else self._count
+
+    def _listed(self) -> Iterator[str]:
+        complete = False
+        try:
+            for path in self._inputs:
+                if self._stopped:
+                    return
+                self._count += 1
+                yield path
+            complete = True
+        finally:
+            self._stopped = self._stopped or not complete
+            self._ended.set()
+
+    def _from_thread(self) -> Iterator[str]:
+        found: SimpleQueue[str | BaseException | None] = SimpleQueue()
+        threading.Thread(target=self._fill, args=(found,), name="w2v-list", daemon=True).start()
+        try:
+            while isinstance(item := found.get(), str):
+                yield item
+            if item is not None:
+                raise item
+        finally:
+            self._stopped = self._stopped or not self._ended.is_set()
+
+    def _fill(self, found: SimpleQueue[str | BaseException | None]) -> None:
+        try:
+            for path in self._listed():
+                found.put(path)
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
+
+def list_inputs(
+    arguments: Iterable[str],
+    files_from: str | None = None,
+    null: bool = False,
+    pass_over: Callable[[str], None] = lambda path: None,
+) -> Iterator[str]:
+    """Every input path, in a fixed order: the arguments (a folder's audio sorted by name), then the list's lines.
+
+    The argument ``-`` is :data:`STANDARD_INPUT`; in a list or a folder a file of that name is ``./-``. ``pass_over`` is
+    told each file of a folder that is none.
+
+    Raises:
+        RefusedError: the list cannot be read, or is none.
+    """
+    for argument in arguments:
+        if argument != STANDARD_INPUT and os.path.isdir(argument):
+            yield from _search(argument, pass_over)
+        else:
+            yield argument
+    if files_from is not None:
+        yield from (
+            os.path.join(os.curdir, path) if path == STANDARD_INPUT else path for path in read_list(files_from, null)
+        )
+
+
+def _search(folder: str, pass_over: Callable[[str], None]) -> Iterator[str]:
+    """Recordings below a folder, but for what is hidden. Links to folders are followed once, so that loops end."""
+    seen: set[tuple[int, int]] = set()
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        try:
+            status = os.stat(current)
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+        except OSError:
+            yield current  # reading it fails with the reason
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                folders.append(entry.path)
+            elif _is_recording(entry):
+                yield entry.path
+            else:
+                pass_over(entry.path)
+        pending.extend(reversed(folders))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_recording(entry: os.DirEntry[str]) -> bool:
+    """By suffix, else by the first bytes of a regular file."""
+    told = formats.by_name(entry.name)
+    if told is not None:
+        return told.recording
+    try:
+        if not entry.is_file():
+            return False
+        descriptor = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return formats.is_recording(os.read(descriptor, formats.HEAD_BYTES))
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False

@@ -1,0 +1,113 @@
+"""What a run is asked for, and what is kept of that: in its journal, to know it again, and in its output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from w2v_models.bundle import Bundle
+from w2v_runtime.embedder import Embedder
+from w2v_runtime.embedding.corpus import CorpusOptions
+from w2v_runtime.embedding.results import Request
+from w2v_runtime.embedding.windows import DEFAULT_WINDOWING, Windowing
+from w2v_runtime.engines.installed import installed_version
+from w2v_runtime.files.outputs import FAILURES_SUFFIX, beside
+from w2v_runtime.runs.inputs import ALL, Shard
+from w2v_runtime.runs.journal import Header
+from w2v_runtime.runs.readback import RUN, run_record
+from w2v_runtime.stores import Layout, OutputFormat
+
+STDOUT: Final = "stdout"
+_PACKAGES: Final = ("w2v-onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "soundfile", "soxr")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run reads, computes and writes.
+
+    ``output`` is as the user typed it. ``failures`` None is the list beside the output. ``hash`` compares contents
+    with ``resume``; ``prune`` drops results whose inputs are gone.
+    """
+
+    output: Path
+    format: OutputFormat
+    request: Request
+    corpus: CorpusOptions
+    windowing: Windowing = DEFAULT_WINDOWING
+    shard: Shard = ALL
+    resume: bool = False
+    overwrite: bool = False
+    failures: Path | None = None
+    hash: bool = False
+    prune: bool = False
+
+    @property
+    def failures_path(self) -> Path | None:
+        """Where failed inputs are listed; None on standard output unless a file was named."""
+        if self.failures is not None or self.format == STDOUT:
+            return self.failures
+        return beside(self.output, FAILURES_SUFFIX)
+
+
+def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
+    """The description that a later ``--resume`` must match."""
+    request = options.request
+    fingerprint = {
+        "model": bundle.manifest.source.model,
+        "bundle": bundle.manifest.sha256,
+        "precision": precision,
+        "level": request.level,
+        "pooling": list(request.pooling) if request.level == "utterance" else [],
+        "layers": list(request.layers),
+        "layer_weights": list(request.layer_weights or []),
+        "channel": "mean" if options.corpus.channel is None else options.corpus.channel,
+        "pad_short": options.corpus.pad_short,
+        "window": options.windowing.window,
+        "context": options.windowing.context,
+    }
+    return Header(fingerprint, f"{options.shard.index}/{options.shard.count}", finished=False)
+
+
+def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> dict[str, Any]:
+    """What an output says of itself and, with ``header``, of the run that made it."""
+    manifest, request, windowing = embedder.manifest, options.request, options.windowing
+    head, channel = embedder.head(request), options.corpus.channel
+    described = {
+        "model": manifest.source.model,
+        "revision": manifest.source.revision,
+        "bundle": manifest.sha256,
+        "random_weights": manifest.source.random,
+        "layer": list(request.layers),
+        "layer_weights": None if request.layer_weights is None else list(request.layer_weights),
+        "pooling": list(request.pooling) if request.level == "utterance" else None,
+        "level": request.level,
+        "precision": embedder.precision,
+        "device": embedder.engine.device,
+        "channel": "mean" if channel is None else channel,
+        "window_seconds": windowing.window,
+        "context_seconds": windowing.context,
+        "labels": list(head.labels) if head else [],
+        "head_level": head.level if head else None,
+        "frame_step_seconds": embedder.times.step,
+        "frame_width_seconds": embedder.times.width,
+        "packages": {name: version for name in _PACKAGES if (version := installed_version(name))},
+    }
+    return described if header is None else described | {RUN: run_record(header)}
+
+
+def layout(embedder: Embedder, options: RunOptions, header: Header | None, count: int = 0, rows: int = 0) -> Layout:
+    """The layout of an output of ``count`` inputs, of ``rows`` frames in all."""
+    request = options.request
+    head = embedder.head(request)
+    return Layout(
+        count=count,
+        frames=rows if request.level == "frame" else 0,
+        dim=embedder.dimension(request),
+        layers=request.layers,
+        level=request.level,
+        labels=head.labels if head else (),
+        times=embedder.times,
+        metadata=metadata(embedder, options, header),
+        head_level="frame" if head and head.level == "frame" else "utterance",
+    )

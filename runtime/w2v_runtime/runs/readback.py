@@ -1,0 +1,173 @@
+"""A finished output read back: each input's entry and its result, by its journal, or by what the output says itself."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from w2v_models.errors import OutputError
+from w2v_runtime.embedding.results import Embedding
+from w2v_runtime.files.outputs import JOURNAL_SUFFIX, exists, hidden
+from w2v_runtime.runs.inputs import Shard
+from w2v_runtime.runs.journal import (
+    JOURNAL_FORMAT,
+    UNKNOWN,
+    DamagedJournalError,
+    Entry,
+    Header,
+    Values,
+    earlier_journal,
+    read_entries,
+)
+from w2v_runtime.stores import OutputFormat, read_logits, read_metadata, read_records, read_values
+
+#: Under this name the metadata of an output tell of the run that made it, as the journal's header does.
+RUN: Final = "run"
+
+
+def run_record(header: Header) -> dict[str, Any]:
+    """What an output keeps of the run that made it, so that it can be joined with others without its journal."""
+    inputs = header.inputs
+    return {
+        "computes": header.fingerprint,
+        "shard": header.shard,
+        "inputs": None if inputs is None else inputs.count,
+        "inputs_sha256": None if inputs is None else inputs.sha256,
+        "failed": None if header.failed is None else list(header.failed),
+    }
+
+
+@dataclass(frozen=True)
+class FinishedOutput:
+    """A finished output. Where its journal is damaged or gone, its inputs are known from the output itself.
+
+    ``whole`` tells that the journal is neither.
+    """
+
+    path: Path
+    kind: OutputFormat
+    header: Header
+    metadata: dict[str, Any]
+    journal: Path | None
+    whole: bool
+
+    @classmethod
+    def open(cls, path: Path, kind: OutputFormat) -> FinishedOutput:
+        """Open an output that a run has finished.
+
+        Raises:
+            OutputError: it is missing, damaged or unfinished, or neither its journal nor it itself tells of its run.
+        """
+        if not exists(path):
+            raise OutputError(f"{path} does not exist; name outputs of w2v-embed.")
+        journal = next(filter(Path.exists, (hidden(path, JOURNAL_SUFFIX), earlier_journal(path))), None)
+        header = None
+        with contextlib.suppress(DamagedJournalError):
+            header = None if journal is None else Header.read(journal)
+        if header is not None and not header.finished:
+            raise OutputError(
+                f"{path} is unfinished; continue it first, with w2v-embed --shard {header.shard} --resume."
+            )
+        metadata = read_metadata(path, kind)
+        known = header is not None
+        if header is None:
+            header = _header_in(metadata, path)
+        whole = known and journal is not None and _is_whole(header, journal)
+        return cls(path, kind, header, metadata, journal, whole)
+
+    def entries(self) -> Iterator[Entry]:
+        """What is known of each input, in the output's order.
+
+        Raises:
+            OutputError: the output is damaged, or the place of its inputs among all is unknown.
+        """
+        if self.whole and self.journal is not None:
+            yield from filter(None, read_entries(self.journal, self.header.checksums))
+        else:
+            yield from self._rebuilt()
+
+    def results(self) -> Iterator[tuple[Entry, Embedding]]:
+        """Each input's entry and result, in the output's order.
+
+        Raises:
+            OutputError: the output does not hold what its journal says.
+        """
+        entries, of_values, of_logits = itertools.tee(self.entries(), 3)
+        first = next(self.entries(), None)
+        values = read_values(self.path, self.kind, (entry.shape for entry in of_values))
+        logits: Iterator[Values | None] = (
+            read_logits(self.path, self.kind, (entry.logits_shape or () for entry in of_logits))
+            if first is not None and first.logits_shape is not None
+            else (None for _ in of_logits)
+        )
+        for entry, array, columns in zip(entries, values, logits, strict=True):
+            yield entry, entry.embedding(array, columns)
+
+    def _rebuilt(self) -> Iterator[Entry]:
+        """Entries from the output itself, with the stamps of those that the journal still tells."""
+        lines = iter(()) if self.journal is None else read_entries(self.journal, self.header.checksums)
+        told = filter(None, lines)
+        waiting = next(told, None)
+        indices = self._indices()
+        for record in read_records(self.path, self.kind):
+            if (index := next(indices, None)) is None:
+                raise OutputError(f"{self.path} holds more results than its run had inputs; make it again.")
+            stamp = UNKNOWN
+            if waiting is not None and waiting.path == record.path:
+                stamp, waiting = waiting.stamp, next(told, None)
+            yield Entry(
+                record.path,
+                stamp,
+                index,
+                None,
+                record.shape,
+                record.logits_shape,
+                record.duration,
+                record.logits,
+                record.warnings,
+            )
+
+    def _indices(self) -> Iterator[int]:
+        """The places of the output's inputs among those of all shards."""
+        header = self.header
+        if header.inputs is None or header.failed is None:
+            raise OutputError(
+                f"the journal of {self.path} is damaged, and the release that made it kept the places of its inputs "
+                "nowhere else; make it again with w2v-embed --overwrite."
+            )
+        shard, failed = Shard.of(header.shard), frozenset(header.failed)
+        yield from (i for i in range(header.inputs.count) if shard.holds(i) and i not in failed)
+
+
+def _is_whole(header: Header, journal: Path) -> bool:
+    """Whether no line of a journal is damaged, and none is missing."""
+    count = 0
+    for entry in read_entries(journal, header.checksums):
+        if entry is None:
+            return False
+        count += 1
+    return expected_results(header) in (None, count)
+
+
+def expected_results(header: Header) -> int | None:
+    """How many results a complete part has; None where its journal is of the release before, which did not say."""
+    if header.inputs is None or header.failed is None:
+        return None
+    shard = Shard.of(header.shard)
+    return len(range(shard.index - 1, header.inputs.count, shard.count)) - len(header.failed)
+
+
+def _header_in(metadata: dict[str, Any], path: Path) -> Header:
+    run = metadata.get(RUN)
+    if not isinstance(run, dict):
+        raise OutputError(
+            f"{path} has no journal beside it ({hidden(path, JOURNAL_SUFFIX).name}) and does not tell of the run that "
+            "made it; name outputs of w2v-embed."
+        )
+    inputs = run.get("inputs_sha256") and {"count": run.get("inputs"), "sha256": run["inputs_sha256"]}
+    told = {"fingerprint": run.get("computes"), "shard": run.get("shard"), "finished": True, "format": JOURNAL_FORMAT}
+    return Header.of_dict(told | {"inputs": inputs, "failed": run.get("failed")}, path)

@@ -1,0 +1,317 @@
+"""One run of ``w2v-embed``: inputs to a finished output, resumable at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, Final
+
+from w2v_models.errors import OutputError, StorageError
+from w2v_runtime.embedder import Embedder
+from w2v_runtime.embedding.corpus import Finished, Input, embed_in_order, embed_inputs
+from w2v_runtime.embedding.results import Embedding, Failure
+from w2v_runtime.files.outputs import JOURNAL_SUFFIX, VALUES_SUFFIX, Written, exists, hidden
+from w2v_runtime.runs.checks import earlier_header
+from w2v_runtime.runs.failures import FailureLog
+from w2v_runtime.runs.inputs import STANDARD_INPUT
+from w2v_runtime.runs.journal import UNKNOWN, Header, InputList, Stamp, drop_earlier, write_journal
+from w2v_runtime.runs.options import RunOptions, layout
+from w2v_runtime.runs.readback import FinishedOutput
+from w2v_runtime.runs.spool import Spool
+from w2v_runtime.runs.summary import Summary
+from w2v_runtime.stores import EmbeddingStore, open_store, write_lines
+
+#: Failures whose reasons are shown on the terminal, not only listed in the file.
+_SHOWN_FAILURES: Final = 3
+#: Inputs that are gone, named in a refusal.
+_NAMED_INPUTS: Final = 3
+
+OpenEmbedder = Callable[[], Embedder]
+Progress = Callable[[Summary], None]
+
+
+def run(
+    open_embedder: OpenEmbedder,
+    inputs: Iterable[str],
+    options: RunOptions,
+    header: Header,
+    written: Written,
+    progress: Progress = lambda summary: None,
+    check: Callable[[], None] = lambda: None,
+    standard_input: BinaryIO | None = None,
+) -> Summary:
+    """Embed every input that is not finished yet and write the output. The caller holds the output's lock.
+
+    Args:
+        open_embedder: called once it is known that there is something to do.
+        inputs: paths, of all shards.
+        options: as :func:`w2v_runtime.runs.checks.check_output` let them pass.
+        header: what the run computes.
+        written: the files that it writes, none of which may be an input.
+        progress: called with the summary whenever it has changed.
+        check: raises W2VError where the output is not this run's any more.
+        standard_input: what the input ``-`` holds, as a file that can be read again.
+
+    Raises:
+        OutputError: an input is also written, or results would be lost because their inputs are gone.
+        StorageError: the output cannot be written; what is finished stays resumable.
+    """
+    return _Run(options, header, written, InputList(inputs), progress, check, standard_input).go(open_embedder)
+
+
+class _Run:
+    """The state of a run: its inputs as they pass by, and what became of them."""
+
+    def __init__(
+        self,
+        options: RunOptions,
+        header: Header,
+        written: Written,
+        inputs: InputList,
+        progress: Progress,
+        check: Callable[[], None],
+        standard_input: BinaryIO | None,
+    ) -> None:
+        self._options, self._header, self._written, self._inputs = options, header, written, inputs
+        self._progress, self._check, self._standard_input = progress, check, standard_input
+        self._summary = Summary()
+        self._stamps: dict[int, Stamp] = {}
+        self._failed = array("q")
+
+    def go(self, open_embedder: OpenEmbedder) -> Summary:
+        start = time.monotonic()
+        resumed = self._take_up() if self._options.resume else None
+        with contextlib.ExitStack() as stack:
+            if resumed is not None:
+                stack.enter_context(contextlib.closing(resumed))
+                todo: Iterable[Input] = self._unfinished(resumed)
+            else:
+                todo = itertools.starmap(self._input, self._shard())
+            if todo or resumed is None or not resumed.unchanged:
+                embedder = open_embedder()
+                busy = embedder.engine.busy_seconds
+                if resumed is None:
+                    with self._writing():
+                        spool = stack.enter_context(contextlib.closing(Spool(self._options.output, self._header)))
+                        drop_earlier(self._options.output)
+                else:
+                    spool = resumed
+                self._embed(embedder, todo, spool)
+                self._write_output(embedder, spool)
+                self._summary.engine_seconds = embedder.engine.busy_seconds - busy
+            else:
+                spool = resumed
+            with self._writing():
+                spool.finish(self._finished_header())
+        self._summary.wall_seconds = time.monotonic() - start
+        return self._summary
+
+    def _shard(self) -> Iterator[tuple[int, str]]:
+        """This shard's inputs, numbered from 0."""
+        shard = self._options.shard
+        return enumerate(path for index, path in enumerate(self._inputs) if shard.holds(index))
+
+    def _input(self, position: int, path: str) -> Input:
+        return Input(position, path, self._standard_input if path == STANDARD_INPUT else None)
+
+    def _take_up(self) -> Spool | None:
+        """The record of earlier runs; None where there is none. A damaged journal of a complete output is mended."""
+        output = self._options.output
+        earlier = earlier_header(self._options)
+        if earlier is None or not (exists(output) if earlier.finished else hidden(output, VALUES_SUFFIX).exists()):
+            return None
+        with self._writing():
+            if earlier.finished:
+                finished = FinishedOutput.open(output, self._options.format)
+                if not finished.whole:
+                    self._summary.damaged += sum(entry.stamp is UNKNOWN for entry in finished.entries())
+                    write_journal(hidden(output, JOURNAL_SUFFIX), finished.header, finished.entries())
+            spool = Spool(output, self._header, resume=True)
+        self._summary.damaged += spool.damaged
+        return spool
+
+    def _unfinished(self, spool: Spool) -> list[Input]:
+        """The inputs that no earlier run finished, or that changed since; all are looked at before any is embedded.
+
+        Raises:
+            OutputError: results of inputs that are gone would be lost.
+        """
+        summary, todo = self._summary, []
+        summary.stage = "checking"
+        for position, path in self._shard():
+            if spool.recall(position, path, self._stamp(path)):
+                summary.recalled += 1
+            else:
+                todo.append(self._input(position, path))
+            summary.checked += 1
+            self._progress(summary)
+        summary.stage = "embedding"
+        gone = list(spool.gone())
+        if gone and not self._options.prune:
+            named = ", ".join(gone[:_NAMED_INPUTS]) + (", …" if len(gone) > _NAMED_INPUTS else "")
+            are = "is" if len(gone) == 1 else "are"
+            raise OutputError(
+                f"{self._options.output} has results of {spool.earlier} inputs, of which {len(gone)} {are} no longer "
+                f"listed, or no longer there: {named}. Bring them back (is a disk not mounted?), or drop their results "
+                "with --prune."
+            )
+        summary.pruned = len(gone)
+        return todo
+
+    def _stamp(self, path: str) -> Stamp | None:
+        """What an input is known by; None where it is not there.
+
+        Raises:
+            OutputError: it is one of the files that the run writes.
+        """
+        if path == STANDARD_INPUT and self._standard_input is not None:
+            return Stamp.of_content(self._standard_input)
+        try:
+            status = os.stat(path)
+            stamp = Stamp.of_status(path, status, self._options.hash)
+        except (OSError, ValueError):
+            return None
+        self._written.refuse_read(path, status)
+        return stamp
+
+    def _embed(self, embedder: Embedder, todo: Iterable[Input], spool: Spool) -> None:
+        """Embed inputs. Every batch is brought to the disk, so that a killed run loses no more than one."""
+        options, summary = self._options, self._summary
+
+        def advance(seconds: float) -> None:
+            summary.running_seconds = seconds
+
+        self._progress(summary)
+        with (
+            FailureLog(options.failures_path) as failures,
+            contextlib.closing(
+                embed_inputs(embedder, self._stamped(todo), options.request, options.corpus, advance)
+            ) as batches,
+        ):
+            for finished in batches:
+                self._check()
+                with self._writing():
+                    self._record(finished, spool, failures)
+                self._progress(summary)
+
+    def _stamped(self, inputs: Iterable[Input]) -> Iterator[Input]:
+        """Inputs as they are asked for, each stamped before it is read."""
+        for item in inputs:
+            self._stamps[item.position] = self._stamp(item.path) or Stamp(0, 0)
+            yield item
+
+    def _record(self, finished: Finished, spool: Spool, failures: FailureLog) -> None:
+        summary = self._summary
+        for item, result in finished.results:
+            stamp = self._stamps.pop(item.position)
+            if isinstance(result, Failure):
+                failures.add(result)
+                self._failed.append(spool.index(item.position))
+                summary.failed += 1
+                if len(summary.first_failures) < _SHOWN_FAILURES:
+                    summary.first_failures.append(result)
+            else:
+                self._restore(spool)
+                spool.add(item.position, stamp, result)
+                summary.embedded += 1
+                summary.warned += bool(result.warnings)
+                summary.audio_seconds += result.duration
+        summary.running_seconds = 0.0
+        summary.samples += finished.samples
+        summary.padded_samples += finished.padded_samples
+        spool.flush()
+
+    def _restore(self, spool: Spool) -> None:
+        """Where the output is complete, take its results back into the record, to add to them."""
+        if spool.complete:
+            finished = FinishedOutput.open(self._options.output, self._options.format)
+            spool.restore(self._header, (embedding for _, embedding in finished.results()))
+
+    def _write_output(self, embedder: Embedder, spool: Spool) -> None:
+        """Write the output from the record, in the order of the inputs; it appears under its name when complete."""
+        if spool.unchanged:
+            return
+        options, summary = self._options, self._summary
+        summary.stage = "writing"
+        with self._writing():
+            self._restore(spool)
+            header = self._finished_header()
+            described = layout(embedder, options, header, spool.count, spool.rows)
+            store = open_store(options.output, described, overwrite=True, kind=options.format)
+            try:
+                for embedding in spool.embeddings():
+                    _write(store, embedding, spool)
+                    summary.written += 1
+                    self._progress(summary)
+                self._check()
+                store.commit()
+            except BaseException:
+                store.discard()
+                raise
+
+    def _finished_header(self) -> Header:
+        return dataclasses.replace(
+            self._header, finished=True, inputs=self._inputs.seen, failed=tuple(sorted(self._failed))
+        )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A fault of the disk here is one of writing: the run stops, and what is finished stays."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{error.filename or self._options.output} cannot be written: {error.strerror or error}. "
+                "What is finished is kept: make room and repeat the command with --resume."
+            ) from error
+
+
+def _write(store: EmbeddingStore, embedding: Embedding, spool: Spool) -> None:
+    """Write a result; one that does not fit was damaged where its record bears no checksum."""
+    try:
+        store.write(embedding)
+    except ValueError as error:
+        raise OutputError(f"{spool.journal_path} is damaged ({error}); start again with --overwrite.") from error
+
+
+def stream(
+    embedder: Embedder,
+    inputs: Iterable[str],
+    options: RunOptions,
+    tell: Callable[[Failure], None],
+    standard_input: BinaryIO | None = None,
+) -> Summary:
+    """Embed every input of the shard and write JSON lines to standard output as they come, in order.
+
+    ``tell`` is called with each failure where no file was named for them.
+    """
+    summary, start = Summary(), time.monotonic()
+    chosen = (path for index, path in enumerate(inputs) if options.shard.holds(index))
+    numbered = (
+        Input(position, path, standard_input if path == STANDARD_INPUT else None)
+        for position, path in enumerate(chosen)
+    )
+    results = embed_in_order(embedder, numbered, options.request, options.corpus)
+    with FailureLog(options.failures_path, tell) as failures:
+
+        def embedded() -> Iterator[Embedding]:
+            for result in results:
+                if isinstance(result, Failure):
+                    failures.add(result)
+                    summary.failed += 1
+                else:
+                    yield result
+                    summary.embedded += 1
+                    summary.warned += bool(result.warnings)
+                    summary.audio_seconds += result.duration
+
+        with contextlib.closing(results):
+            write_lines(sys.stdout, layout(embedder, options, None), embedded())
+    summary.wall_seconds, summary.engine_seconds = time.monotonic() - start, embedder.engine.busy_seconds
+    return summary

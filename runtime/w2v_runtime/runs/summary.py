@@ -1,0 +1,52 @@
+"""What a run did so far: the figures of its progress and of its last line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from w2v_runtime.embedding.results import Failure
+
+#: What a run is doing: looking at what earlier runs finished, embedding, or writing its output.
+Stage = Literal["checking", "embedding", "writing"]
+
+
+@dataclass
+class Summary:
+    """Files embedded now and by earlier runs, failures, audio and padding in seconds.
+
+    ``warned`` counts the embedded files with warnings; ``running_seconds`` is what is done of a long recording;
+    ``checked`` and ``written`` count inputs in the stages of their name.
+    """
+
+    stage: Stage = "embedding"
+    embedded: int = 0
+    recalled: int = 0
+    failed: int = 0
+    warned: int = 0
+    pruned: int = 0
+    damaged: int = 0
+    checked: int = 0
+    written: int = 0
+    audio_seconds: float = 0.0
+    running_seconds: float = 0.0
+    samples: int = 0
+    padded_samples: int = 0
+    wall_seconds: float = 0.0
+    engine_seconds: float = 0.0
+    first_failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def results(self) -> int:
+        """Inputs with a result, of this run and earlier ones."""
+        return self.embedded + self.recalled
+
+    @property
+    def done(self) -> int:
+        """Inputs that the present stage is through with."""
+        return {"checking": self.checked, "embedding": self.results + self.failed, "writing": self.written}[self.stage]
+
+    @property
+    def padding(self) -> float:
+        """The padding's share of all samples that went through the engine."""
+        return 1 - self.samples / self.padded_samples if self.padded_samples else 0.0

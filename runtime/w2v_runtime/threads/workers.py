@@ -1,0 +1,89 @@
+"""Threads that work for one run and end with it, whatever interrupts whoever waits for them.
+
+Those of concurrent.futures share locks with the thread that waits. Ctrl-C can fall into Python's own code there and
+leave one locked for good: then no thread ends, and the process neither. A SimpleQueue and plain locks are taken and
+released within one instruction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+from w2v_runtime.threads.stop import Stop
+
+Result = TypeVar("Result")
+#: Seconds after which a thread that waits looks whether there is still something to wait for.
+_LOOK: Final = 0.5
+
+
+class Task(Generic[Result]):
+    """A call that a thread makes, and its result."""
+
+    def __init__(self, call: Callable[[], Result], stop: Stop) -> None:
+        self._call, self._stop = call, stop
+        self._error: BaseException | None = None
+        self._running = threading.Lock()
+        self._running.acquire()
+
+    def run(self) -> None:
+        """Make the call."""
+        try:
+            self._result = self._call()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._running.release()
+
+    def result(self) -> Result:
+        """What the call returned or raised, once it has.
+
+        Raises:
+            W2VError: the run was stopped meanwhile.
+        """
+        while not self._running.acquire(timeout=_LOOK):
+            self._stop.check()
+        self._running.release()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class Workers:
+    """Up to ``count`` threads, begun when there is work for them. They end with ``stop``, or with the process."""
+
+    def __init__(self, count: int, name: str, stop: Stop) -> None:
+        self._count, self._name, self._stop = count, name, stop
+        self._tasks: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, call: Callable[[], Result]) -> Task[Result]:
+        """Have one of the threads make a call, in turn."""
+        task = Task(call, self._stop)
+        self._tasks.put(task)
+        if len(self._threads) < self._count:
+            self._threads.append(threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}"))
+            self._threads[-1].start()
+        return task
+
+    def close(self) -> None:
+        """Wait for the threads to end; to be called once :meth:`Stop.stop` was."""
+        for _ in self._threads:
+            self._tasks.put(None)  # wakes one that waits
+        for thread in self._threads:
+            with contextlib.suppress(RuntimeError):  # this thread itself, or one that was interrupted as it began
+                thread.join()
+
+    def _work(self) -> None:
+        while not self._stop.stopped:
+            try:
+                task = self._tasks.get(timeout=_LOOK)
+            except queue.Empty:
+                if not threading.main_thread().is_alive():
+                    self._stop.stop()  # a loop that nobody ended would keep the process from ending
+                continue
+            if task is not None:
+                task.run()
