@@ -40,7 +40,7 @@ DRIVER = f"""if True:
             for number, stream in ((1, "out"), (2, "err")):
                 os.dup2(os.open(os.path.join(folder, name + "." + stream), os.O_CREAT | os.O_WRONLY), number)
             sys.argv = [module, *arguments]
-            importlib.import_module("w2v_runtime." + module).main()
+            importlib.import_module("w2v_runtime.commands." + module).main()
         status = os.waitpid(child, 0)[1]
         with open(os.path.join(folder, name + ".code"), "w") as file:
             file.write(str(os.waitstatus_to_exitcode(status)))
@@ -73,13 +73,11 @@ def outcomes(bundles, tmp_path_factory) -> Outcomes:
     shutil.copytree(bundles("base"), attacks / "whole")
     results.mkdir()
     soundfile.write(folder / "a.wav", speech(1.0), 16000)
-    jobs = [["list-all", "models_cli", ["list"], str(results)]]
+    jobs = [["list-all", "models", ["list"], str(results)]]
     for name in (*ATTACKS, "whole"):
         embed = [str(folder / "a.wav"), "-m", str(attacks / name), "-o", str(results / f"{name}.npz")]
-        jobs.append([f"embed-{name}", "cli", embed, str(results)])
-        jobs += [
-            [f"{verb}-{name}", "models_cli", [verb, str(attacks / name)], str(results)] for verb in ("verify", "show")
-        ]
+        jobs.append([f"embed-{name}", "embed", embed, str(results)])
+        jobs += [[f"{verb}-{name}", "models", [verb, str(attacks / name)], str(results)] for verb in ("verify", "show")]
     log = folder / "opened"
     traced = (
         ["strace", "--seccomp-bpf", "-f", "-qq", "-e", "trace=open,openat,openat2", "-o", str(log)]

@@ -48,7 +48,7 @@ BATCHES = [feeds_of(0.5), feeds_of(1.0, 0.9, 0.3), feeds_of(0.1), feeds_of(1.3, 
 
 def bound(engine: Any) -> Any:
     """An engine on the processor that runs as one on CUDA does."""
-    engine._buffers, engine.runs = Buffers(pageable), 2
+    engine._buffers, engine.concurrency = Buffers(pageable), 2
     return engine
 
 
@@ -132,7 +132,7 @@ def test_several_engines_share_the_work(bundle):
     engines = [open_engine(opened, "cpu", threads=1) for _ in range(3)]
     whole = SeveralEngines(engines)
     whole.prepare(OUTPUTS)
-    assert (whole.device, whole.runs) == ("cpu", 3)
+    assert (whole.device, whole.concurrency) == ("cpu", 3)
     expected = [engines[0].run(feeds, OUTPUTS)[0] for feeds in BATCHES]
     barrier, used = threading.Barrier(3), []
     for engine in engines:
@@ -230,7 +230,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_smaller(bundle, 
     expected = [result.values for result in Embedder(bundle, device="cpu").embed_files(recordings)]
     embedder = Embedder(bundle, device="cpu")
     engine, run, sizes = embedder.engine, embedder.engine.run, []
-    engine.runs = runs
+    engine.concurrency = runs
 
     def limited(feeds: Any, outputs: Any, **options: Any) -> Any:
         size = feeds[WAVEFORM].size

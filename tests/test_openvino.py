@@ -270,7 +270,7 @@ def without_onnxruntime(tmp_path_factory) -> dict[str, str]:
 
 def run_there(environment: dict[str, str], command: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A console script of the package in a process of its own."""
-    script = f"from w2v_runtime.{command} import main; main()"
+    script = f"from w2v_runtime.commands.{command} import main; main()"
     return subprocess.run(
         [sys.executable, "-S", "-c", script, *map(str, arguments)],
         capture_output=True,
@@ -283,7 +283,7 @@ def run_there(environment: dict[str, str], command: str, *arguments: object) -> 
 def test_it_works_where_onnxruntime_is_not_installed(bundles, recordings, tmp_path, without_onnxruntime):
     """``auto`` takes it, the output says so, nothing else is said, and nothing is reported home."""
     output = tmp_path / "out.npz"
-    done = run_there(without_onnxruntime, "cli", recordings, "-m", bundles("base"), "-o", output)
+    done = run_there(without_onnxruntime, "embed", recordings, "-m", bundles("base"), "-o", output)
     assert (done.returncode, done.stdout) == (0, "")
     assert [line for line in done.stderr.splitlines() if not line.startswith("w2v-embed: 5 files embedded")] == []
     with np.load(output) as stored:
@@ -299,12 +299,12 @@ def test_it_works_where_onnxruntime_is_not_installed(bundles, recordings, tmp_pa
 def test_what_needs_onnxruntime_says_so_there(bundles, recordings, tmp_path, without_onnxruntime):
     """``--device cpu`` names what to install, and the engine that is there; w2v-doctor finds nothing wrong."""
     output = tmp_path / "out.npz"
-    done = run_there(without_onnxruntime, "cli", recordings, "-m", bundles("base"), "-o", output, "--device", "cpu")
+    done = run_there(without_onnxruntime, "embed", recordings, "-m", bundles("base"), "-o", output, "--device", "cpu")
     assert done.returncode == 2
     assert "ONNX Runtime is not installed: pip install 'w2v-onnx[cpu]'" in done.stderr
     assert "--device openvino" in done.stderr
     assert not output.exists()
-    done = run_there(without_onnxruntime, "doctor_cli", "--json")
+    done = run_there(without_onnxruntime, "doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert (done.returncode, done.stderr) == (0, "")
     assert checks["engine"]["detail"].startswith("openvino 20")

@@ -30,13 +30,12 @@ from conftest import speech
 from w2v_models.bundle import Bundle
 from w2v_models.errors import OutputError
 from w2v_runtime import Embedder, Failure
-from w2v_runtime.embedding.corpus import CorpusOptions
 from w2v_runtime.embedding.results import Embedding, Request
-from w2v_runtime.runs.checks import check_output
+from w2v_runtime.runs.checks import check_earlier
 from w2v_runtime.runs.inputs import list_inputs
 from w2v_runtime.runs.journal import Header, Stamp
 from w2v_runtime.runs.merge import merge
-from w2v_runtime.runs.options import RunOptions, header_of
+from w2v_runtime.runs.options import OutputOptions, RunOptions, header_of
 from w2v_runtime.runs.spool import Spool
 
 
@@ -187,13 +186,13 @@ def test_resume_refuses_another_request(bundles, corpus, finished):
 )
 def test_resume_is_for_an_equal_run(bundles, finished, precision, request_, says):
     """Each of precision, pooling and layer alone makes another run of it."""
-    options = RunOptions(finished, "npz", request_, CorpusOptions(), resume=True)
+    options = RunOptions(OutputOptions(finished, "npz", resume=True), request_)
     header = header_of(Bundle.open(bundles("base")), precision, options)
     if says is None:
-        check_output(options, header)
+        check_earlier(options, header)
     else:
         with pytest.raises(OutputError, match=re.escape(says)):
-            check_output(options, header)
+            check_earlier(options, header)
 
 
 def test_resume_needs_a_journal(bundles, corpus, finished):

@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 
 from w2v_models.errors import OutputError
-from w2v_runtime.stores import check_output, output_format
+from w2v_runtime.stores import check_place, output_format
 from w2v_runtime.stores.tree import mirrored, told_apart
 
 if TYPE_CHECKING:
@@ -96,13 +96,13 @@ def test_existing_folder_is_a_folder_output(tmp_path: Path) -> None:
 def test_missing_folder_and_wrong_kind_are_refused(tmp_path: Path) -> None:
     """An output in a missing folder, a folder over a file and a file over a folder are refused before any work."""
     with pytest.raises(OutputError, match=r"missing does not exist"):
-        check_output(tmp_path / "missing" / "out.npz")
+        check_place(tmp_path / "missing" / "out.npz")
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(OutputError, match="is a file"):
-        check_output(tmp_path / "taken", overwrite=True, kind="npy")
+        check_place(tmp_path / "taken", overwrite=True, kind="npy")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
-        check_output(tmp_path / "folder.csv", overwrite=True, kind="csv")
+        check_place(tmp_path / "folder.csv", overwrite=True, kind="csv")
 
 
 @pytest.mark.parametrize("output", ["x.npy", "x", "x.txt", ".npz"])

@@ -20,7 +20,7 @@ import pytest
 
 from w2v_models.errors import OutputError
 from w2v_runtime.embedding.results import Embedding, FrameTimes, Level
-from w2v_runtime.stores import EmbeddingStore, Layout, check_output, open_store, output_format, text, write_lines
+from w2v_runtime.stores import EmbeddingStore, Layout, check_place, open_store, output_format, text, write_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -382,10 +382,10 @@ def test_existing_output_is_only_replaced_on_demand(tmp_path: Path, name: str) -
     with pytest.raises(OutputError, match="--overwrite"):
         begin(path, UTTERANCES.layout(made))
     with pytest.raises(OutputError, match="--overwrite"):
-        check_output(path, kind=kind_of(path))
+        check_place(path, kind=kind_of(path))
     assert content(path) == before
     fewer = made[:2]
-    check_output(path, overwrite=True, kind=kind_of(path))
+    check_place(path, overwrite=True, kind=kind_of(path))
     store(path, fewer, UTTERANCES.layout(fewer), overwrite=True)
     assert content(path) != before
     store(tmp_path / f"fresh-{name}", fewer, UTTERANCES.layout(fewer))

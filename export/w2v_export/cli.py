@@ -103,4 +103,4 @@ def _heavy_side() -> ModuleType:
 
 def main() -> None:
     """The console script."""
-    terminal.run(app, NAME)
+    terminal.main(app, NAME)

@@ -39,7 +39,7 @@ def refuse_early(
         raise RefusedError(f"precision {', '.join(unknown)!r} cannot be exported; known: {', '.join(PRECISIONS)}.")
     if not model:
         raise CheckpointError("no model is named; give a hub id such as org/name, or a checkpoint folder.")
-    check_output(model, output if output is not None else library.default_folder(model), overwrite)
+    refuse_place(model, output if output is not None else library.default_folder(model), overwrite)
     if os.path.isdir(model):
         if random_weights:
             describe_architecture(model)
@@ -53,7 +53,7 @@ def refuse_early(
         _check_cached(model, revision)
 
 
-def check_output(model: str, folder: Path, overwrite: bool) -> None:
+def refuse_place(model: str, folder: Path, overwrite: bool) -> None:
     """Refuse an output that is no place for a bundle of this model.
 
     Raises:

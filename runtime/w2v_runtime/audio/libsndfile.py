@@ -30,7 +30,7 @@ BLOCK_SAMPLES: Final = 1 << 17
 _UNKNOWN_FRAMES: Final = 1 << 62
 #: What libsndfile takes for the resource fork of a file without a name that it does not know by its first bytes: this
 #: file of the current folder, whatever it is. Most MP3 files are among those.
-_FORK: Final = "._"
+_RESOURCE_FORK: Final = "._"
 #: Kinds whose decoders print; of what is of no known kind, libsndfile may make anything.
 _PRINTING: Final = (None, formats.MP3, formats.SDS)
 _PRINTING_CONTAINERS: Final = ("MP3", "SDS")
@@ -101,7 +101,7 @@ class Sound:
     def _open(self) -> _Sequential:
         """Open the descriptor at the stream's first byte, which is fast, or a view where that cannot be."""
         start = self.stream.start
-        if self.stream.runs == ((start, self._content.size),):
+        if self.stream.parts == ((start, self._content.size),):
             with contextlib.suppress(SoundError) if start else contextlib.nullcontext():
                 os.lseek(self._content.descriptor, start, os.SEEK_SET)
                 return self._opened(self._content.descriptor)
@@ -134,9 +134,10 @@ class Sound:
         except _FAULTS as fault:
             self._check_read()
             self._content.check_readable(self.position)
-            raise SoundError(_reason(fault) + (f"; {_fork_reason()}" if os.path.lexists(_FORK) else "")) from None
+            why = f"; {_resource_fork_reason()}" if os.path.lexists(_RESOURCE_FORK) else ""
+            raise SoundError(_reason(fault) + why) from None
         if file.format == "SD2":
-            raise SoundError(_fork_reason())
+            raise SoundError(_resource_fork_reason())
         self._check_read()
         return file
 
@@ -205,8 +206,8 @@ class _View(io.RawIOBase):
 
     def __init__(self, content: Content, stream: Stream, stretch: int = 1) -> None:
         self.fault: AudioError | None = None
-        self._content, self._runs = content, stream.runs
-        self._edges = (0, *accumulate(stop - start for start, stop in stream.runs))
+        self._content, self._parts = content, stream.parts
+        self._edges = (0, *accumulate(stop - start for start, stop in stream.parts))
         self._end = stretch * self._edges[-1]
         self._stretched = stretch > 1
         self._at = 0
@@ -222,14 +223,14 @@ class _View(io.RawIOBase):
         return len(content)
 
     def _read(self, wanted: int) -> bytes:
-        """The next bytes, across runs, since libsndfile takes fewer than it wanted for the end of the file."""
+        """The next bytes, across parts, since libsndfile takes fewer than it wanted for the end of the file."""
         blocks, at = [], self._at
         try:
-            for run in range(self._run, len(self._runs)):
-                length = min(self._edges[run + 1], self._at + wanted) - at
+            for part in range(self._part, len(self._parts)):
+                length = min(self._edges[part + 1], self._at + wanted) - at
                 if length <= 0:
                     break
-                blocks.append(self._content.read(self._runs[run][0] + at - self._edges[run], length))
+                blocks.append(self._content.read(self._parts[part][0] + at - self._edges[part], length))
                 at += length
         except AudioError as error:
             self.fault = error
@@ -237,15 +238,15 @@ class _View(io.RawIOBase):
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     @property
-    def _run(self) -> int:
-        """The run in which it stands."""
+    def _part(self) -> int:
+        """The part in which it stands."""
         return bisect_right(self._edges, self._at) - 1
 
     @property
     def position(self) -> int:
         """The byte of the whole file at which it stands."""
-        run = self._run
-        return self._runs[-1][1] if run == len(self._runs) else self._runs[run][0] + self._at - self._edges[run]
+        part = self._part
+        return self._parts[-1][1] if part == len(self._parts) else self._parts[part][0] + self._at - self._edges[part]
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
@@ -256,8 +257,8 @@ class _View(io.RawIOBase):
         return self._at
 
 
-def _fork_reason() -> str:
-    where = os.path.join(os.getcwd(), _FORK)
+def _resource_fork_reason() -> str:
+    where = os.path.join(os.getcwd(), _RESOURCE_FORK)
     return f"libsndfile reads {where} as its resource fork, so move that away or start in another folder"
 
 

@@ -36,21 +36,21 @@ _OGG_CODECS: Final = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ")
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream: runs of bytes, first and behind the last, that follow one another in it.
+    """One stream: parts of a file, first and behind the last, that follow one another in it.
 
     ``complete`` says whether its end is there, where the format tells.
     """
 
-    runs: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[int, int], ...]
     complete: bool = True
 
     @property
     def start(self) -> int:
-        return self.runs[0][0]
+        return self.parts[0][0]
 
     @property
     def stop(self) -> int:
-        return self.runs[-1][1]
+        return self.parts[-1][1]
 
 
 def first_streams(content: Content) -> tuple[Format | None, DataChunk | None, Iterator[Stream]]:
@@ -233,28 +233,29 @@ class _Link:
         self._serial: int | None = None
         self._known = False
         self._alone = True
-        self._runs: list[tuple[int, int]] = []
+        self._parts: list[tuple[int, int]] = []
         self._complete = False
 
     def add(self, page: _Page) -> None:
         """Take in the next page."""
         self.begun = not page.begins
         if self._serial is None or (page.codec and not self._known):
-            self._alone, self._serial, self._known, self._runs = self._serial is None, page.serial, page.codec, []
+            self._alone, self._serial, self._known, self._parts = self._serial is None, page.serial, page.codec, []
         if page.serial != self._serial:
             self._alone = False
             return
         begin = page.start
-        if self._runs and (self._alone or self._runs[-1][1] == page.start):  # damage between its own pages stays in it
-            begin, _ = self._runs.pop()
-        self._runs.append((begin, page.stop))
+        # Damage between its own pages stays in it.
+        if self._parts and (self._alone or self._parts[-1][1] == page.start):
+            begin, _ = self._parts.pop()
+        self._parts.append((begin, page.stop))
         self._complete = page.ends
-        if len(self._runs) > _MAX_RUNS:
+        if len(self._parts) > _MAX_RUNS:
             raise AudioError(f"an Ogg with the pages of other streams in {_MAX_RUNS} places; {formats.CONVERT}")
 
     def stream(self) -> Stream:
         """The audio."""
-        return Stream(tuple(self._runs), self._complete)
+        return Stream(tuple(self._parts), self._complete)
 
 
 def next_mp3(content: Content, position: int, stop: int) -> Stream | None:

@@ -61,4 +61,4 @@ def _longest(checks: list[Check]) -> int:
 
 def main() -> None:
     """The console script."""
-    terminal.run(app, NAME)
+    terminal.main(app, NAME)

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final, NamedTuple
 
 import typer
 
@@ -104,7 +104,7 @@ def embed(
         from w2v_runtime.embedding.windows import Windowing
         from w2v_runtime.files.outputs import Use
         from w2v_runtime.runs.inputs import STANDARD_INPUT, Shard, check_list
-        from w2v_runtime.runs.options import RunOptions
+        from w2v_runtime.runs.options import OutputOptions, RunOptions
         from w2v_runtime.stores import output_format
 
         if not inputs and files_from is None:
@@ -122,18 +122,13 @@ def embed(
         if level == "frame" and pooling is not None:
             raise RefusedError("--pooling makes one vector of all frames, so leave it or --level frame out.")
         options = RunOptions(
-            Path(output),
-            output_format(output),
+            OutputOptions(Path(output), output_format(output), resume, overwrite, failures, hash_, prune),
             Request.of(level, pooling or "mean", layer, None if layer_weights is None else read_weights(layer_weights)),
             CorpusOptions(_channel(channel), pad_short, strict, batch_seconds, jobs),
             Windowing(window, context),
             Shard.of(shard),
-            resume,
-            overwrite,
-            failures,
-            hash_,
-            prune,
         )
+        engine = EngineOptions(model, device, precision, threads)
         sources = Sources(inputs or [], files_from, null)
         reads = [Use(path, "an input") for path in inputs or [] if os.path.isfile(path)]
         reads += [
@@ -141,7 +136,7 @@ def embed(
             for path, what in ((files_from, "the list of inputs"), (layer_weights, "the file of layer weights"))
             if path not in (None, "-")
         ]
-        summary = _run(options, sources, reads, model, device, precision, threads, quiet, quiet or no_progress)
+        summary = _embed(options, engine, sources, reads, Shown(not quiet, not (quiet or no_progress)))
         if not quiet:
             for failure in summary.first_failures:
                 terminal.say(NAME, f"failed: {failure.path}: {failure.reason}")
@@ -161,17 +156,23 @@ def _channel(text: str) -> int | None:
     return int(text)
 
 
-def _run(
-    options: RunOptions,
-    sources: Sources,
-    reads: list[Use],
-    model: str | None,
-    device: str,
-    precision: str,
-    threads: int | None,
-    quiet: bool,
-    no_progress: bool,
-) -> Summary:
+class EngineOptions(NamedTuple):
+    """Which model computes, and on what."""
+
+    model: str | None
+    device: str
+    precision: str
+    threads: int | None
+
+
+class Shown(NamedTuple):
+    """What people are told beside errors."""
+
+    notes: bool
+    progress: bool
+
+
+def _embed(options: RunOptions, engine: EngineOptions, sources: Sources, reads: list[Use], told: Shown) -> Summary:
     """Refuse what can be refused while it is cheap, then open the model and embed."""
     from w2v_runtime.bundles import library
     from w2v_runtime.commands.progress import shown
@@ -179,46 +180,54 @@ def _run(
     from w2v_runtime.engines.base import stored_precision
     from w2v_runtime.files.lock import locked
     from w2v_runtime.files.outputs import Use, exists, resolved
-    from w2v_runtime.runs.checks import check_output, written_files
+    from w2v_runtime.runs.checks import check_earlier, written_files
     from w2v_runtime.runs.options import header_of
     from w2v_runtime.runs.run import run, stream
-    from w2v_runtime.stores import check_output as check_place
+    from w2v_runtime.stores import check_place
 
-    bundle = library.find(model)
-    bundle.precision(stored_precision(precision))
+    bundle = library.find(engine.model)
+    bundle.precision(stored_precision(engine.precision))
     request = options.request.resolved(bundle.manifest.architecture.layers)
     options = dataclasses.replace(options, request=request)
-    if options.format != "stdout":
-        check_place(options.output, options.format, overwrite=True)
+    if options.output.format != "stdout":
+        check_place(options.output.path, options.output.format, overwrite=True)
     held = [bundle.folder / MANIFEST, *(bundle.folder / record.path for record in bundle.manifest.files)]
     written = written_files(options, [*reads, *(Use(path, "a file of the model") for path in held)])
-    if not quiet:
+    if told.notes:
         terminal.note_random_weights(NAME, bundle.manifest.source)
 
-    scratch = None if options.format == "stdout" else str(resolved(options.output).parent)
+    scratch = None if options.output.format == "stdout" else str(resolved(options.output.path).parent)
 
     def open_embedder() -> Embedder:
-        few = sources.few
-        return Embedder(bundle, device, precision, threads, options.windowing, request, not few, scratch)
+        return Embedder(
+            bundle,
+            engine.device,
+            engine.precision,
+            engine.threads,
+            options.windowing,
+            request,
+            prepack=not sources.few,
+            scratch=scratch,
+        )
 
-    if options.format == "stdout":
+    if options.output.format == "stdout":
         first_lines = sources.begun()
         with sources.standard_input() as recording:
             return stream(open_embedder(), first_lines, options, _tell, recording)
-    header = header_of(bundle, precision, options)
-    with locked(options.output) as lock:
-        check_output(options, header)
+    header = header_of(bundle, engine.precision, options)
+    with locked(options.output.path) as lock:
+        check_earlier(options, header)
         inputs: Iterable[str] = sources.begun()
-        if options.overwrite and exists(options.output) and not sources.piped:
+        if options.output.overwrite and exists(options.output.path) and not sources.piped:
             inputs = list(inputs)
             written.refuse_inputs(inputs)
-        shown_progress = shown(NAME, sources, options.shard, hidden=no_progress)
+        shown_progress = shown(NAME, sources, options.shard, hidden=not told.progress)
         with sources.standard_input() as recording, shown_progress as progress:
             return run(open_embedder, inputs, options, header, written, progress, lock.check, recording)
 
 
 def _summary_line(summary: Summary, options: RunOptions, passed_over: int) -> str:
-    place = "" if options.format == "stdout" else f" → {options.output}"
+    place = "" if options.output.format == "stdout" else f" → {options.output.path}"
     were = "was" if summary.recalled == 1 else "were"
     finished = f"{terminal.count_of(summary.recalled, 'file')} {were} finished already"
     if not summary.embedded + summary.failed + summary.written:
@@ -239,10 +248,10 @@ def _summary_line(summary: Summary, options: RunOptions, passed_over: int) -> st
             parts.append(f"padding {summary.padding:.1%}")
         parts.append(f"engine busy {summary.engine_seconds / wall:.0%}")
     if summary.warned:
-        where = "" if options.format == "stdout" else ", listed in its metadata"
+        where = "" if options.output.format == "stdout" else ", listed in its metadata"
         parts.append(f"{summary.warned} with warnings{where}")
     if summary.failed:
-        where = f" (see {options.failures_path})" if options.failures_path else ""
+        where = f" (see {options.output.failures_path})" if options.output.failures_path else ""
         parts.append(f"{summary.failed} failed{where}")
     return ", ".join([*parts, *_passed_over(passed_over)]) + place
 
@@ -315,4 +324,4 @@ def _passed_over(files: int) -> list[str]:
 
 def main() -> None:
     """The console script."""
-    terminal.run(app, NAME)
+    terminal.main(app, NAME)

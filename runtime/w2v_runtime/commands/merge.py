@@ -58,4 +58,4 @@ def merge(
 
 def main() -> None:
     """The console script."""
-    terminal.run(app, NAME)
+    terminal.main(app, NAME)

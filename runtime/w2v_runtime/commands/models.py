@@ -152,4 +152,4 @@ def _allowed(tolerance: Tolerance) -> str:
 
 def main() -> None:
     """The console script."""
-    terminal.run(app, NAME)
+    terminal.main(app, NAME)

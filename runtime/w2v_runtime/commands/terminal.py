@@ -24,7 +24,7 @@ DISTRIBUTION: Final = "w2v-onnx"
 INTERRUPTED: Final = 130
 
 
-def run(app: typer.Typer, name: str) -> NoReturn:
+def main(app: typer.Typer, name: str) -> NoReturn:
     """Run a command as its console script, and exit with its code.
 
     A wrong use is told by typer, which quotes the words that it got, and those may be names of files.

@@ -132,14 +132,14 @@ def embed_inputs(
         W2VError: the graph cannot be opened, or the run is continued in a process forked since it began.
     """
     process = os.getpid()
-    with contextlib.closing(_run(model, inputs, request, options, advance)) as batches:
+    with contextlib.closing(_embedded(model, inputs, request, options, advance)) as batches:
         for finished in batches:
             yield finished
             if os.getpid() != process:
                 raise W2VError("This run's threads are in the process that it was forked from; begin another one here.")
 
 
-def _run(
+def _embedded(
     model: Model, inputs: Iterable[Input], request: Request, options: CorpusOptions, advance: Advance
 ) -> Generator[Finished, None, None]:
     engine, jobs = model.engine, options.jobs or processors.available()
@@ -147,11 +147,11 @@ def _run(
     seconds = options.batch_seconds or BATCH_SECONDS[engine.device]
     pool = Pool(max(1, round(seconds * model.sample_rate)), longest_first=engine.device == CUDA)
     work, faults = _Work(model, request, options, advance, pool), list[Exception]()
-    with _workers(work.stop, jobs, engine.runs) as (decoder, runner):
+    with _workers(work.stop, jobs, engine.concurrency) as (decoder, runner):
         running: deque[Task[Finished]] = deque()
         for batch in _batches(work, _decoded(work, _until_fault(inputs, faults), decoder, jobs)):
             running.append(runner.submit(partial(work.embed, batch)))
-            if len(running) > engine.runs:
+            if len(running) > engine.concurrency:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
@@ -286,9 +286,9 @@ def _failure(item: Input, stage: str, error: W2VError | MemoryError) -> Failure:
 
 
 @contextlib.contextmanager
-def _workers(stop: Stop, jobs: int, runs: int) -> Iterator[tuple[Workers, Workers]]:
+def _workers(stop: Stop, jobs: int, concurrency: int) -> Iterator[tuple[Workers, Workers]]:
     """Decoding threads and the engine's threads. When the consumer stops early, what runs is ended at once."""
-    decoder, runner = Workers(jobs, "w2v-decode", stop), Workers(runs, "w2v-engine", stop)
+    decoder, runner = Workers(jobs, "w2v-decode", stop), Workers(concurrency, "w2v-engine", stop)
     try:
         yield decoder, runner
     finally:

@@ -55,9 +55,9 @@ def compare(
     groups += [(f"batch of {len(batch)}", batch) for batch in (short, [by_length[0], by_length[-1]]) if len(batch) > 1]
     rows: list[ParityRow] = []
     for i, (case, group) in enumerate(groups, 1):
-        rows.extend(_rows(case, group, _run(model, group)))
+        rows.extend(_rows(case, group, _answers(model, group)))
         done(i, len(groups) + 1)
-    rows.extend(_rows(f"{short[-1].case}, windowed", [short[-1]], _run_window(model, short[-1])))
+    rows.extend(_rows(f"{short[-1].case}, windowed", [short[-1]], _windowed_answer(model, short[-1])))
     done(len(groups) + 1, len(groups) + 1)
     return tuple(rows)
 
@@ -73,7 +73,7 @@ def comparable(references: Sequence[Reference], precision: str, rate: int) -> li
 Columns = dict[str, list[Array]]
 
 
-def _run(model: Model, references: Sequence[Reference]) -> Columns:
+def _answers(model: Model, references: Sequence[Reference]) -> Columns:
     """The public graph's outputs of each utterance, and the mean of every layer where all of them are short."""
     head = model.manifest.head
     names = [LAST_HIDDEN_STATE, FRAME_LENGTHS, EMBEDDING] + ([head.outputs[-1]] if head else [])
@@ -93,7 +93,7 @@ def _run(model: Model, references: Sequence[Reference]) -> Columns:
     return outputs
 
 
-def _run_window(model: Model, reference: Reference) -> Columns:
+def _windowed_answer(model: Model, reference: Reference) -> Columns:
     """Frames and the head's output of an utterance as one window of long audio."""
     rate = model.sample_rate
     audio = Audio(reference.waveform, rate, len(reference.waveform) / rate)

@@ -44,7 +44,7 @@ class Engine(Protocol):
 
     device: str
     #: Runs that may be in progress at once, so that it never waits for the next.
-    runs: int
+    concurrency: int
 
     @property
     def busy_seconds(self) -> float:

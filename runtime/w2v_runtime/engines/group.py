@@ -22,7 +22,7 @@ class SeveralEngines:
         self._engines = tuple(engines)
         self._busy = Stopwatch()
         self.device = self._engines[0].device
-        self.runs = sum(engine.runs for engine in self._engines)
+        self.concurrency = sum(engine.concurrency for engine in self._engines)
         self.renew()
         forks.renew_in_child(self)
 

@@ -33,7 +33,7 @@ _CUDA_OPTIONS: Final = {
     "enable_skip_layer_norm_strict_mode": "1",
 }
 #: Runs that may be in progress at once. On CUDA, one computes while the other's data travel.
-_RUNS: Final = {CPU: 1, CUDA: 2}
+_CONCURRENCY: Final = {CPU: 1, CUDA: 2}
 #: Graphs that stay open beside the one that the engine was opened for. On the processor they share its mapped weights;
 #: a GPU holds those of each.
 _RECENT: Final = {CPU: 4, CUDA: 2}
@@ -101,7 +101,7 @@ class OnnxRuntimeEngine:
         self.device = CUDA if device.startswith(CUDA) else CPU
         self._sessions = Sessions(bundle, self._stored, self._open, _RECENT[self.device])
         self._providers, self._threads, self._prepack = providers(device, precision), threads, prepack
-        self.runs = _RUNS[self.device]
+        self.concurrency = _CONCURRENCY[self.device]
         self._buffers: Buffers | None = None
         if self.device == CUDA:
             # For each session it warns that the CUDA of its own build is no plugin, which nobody asked for.

@@ -100,7 +100,7 @@ class OpenVINOEngine:
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same cores
         }
         self.device = OPENVINO
-        self.runs = 1
+        self.concurrency = 1
         self._busy = Stopwatch()
 
     @property

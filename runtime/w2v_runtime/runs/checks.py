@@ -25,25 +25,25 @@ from w2v_runtime.stores import check_metadata_file
 _TEXT_FORMATS = ("csv", "jsonl")
 
 
-def check_output(options: RunOptions, header: Header) -> None:
+def check_earlier(options: RunOptions, header: Header) -> None:
     """Refuse an output that exists, unless it is to be replaced, or continued by an equal run.
 
     Raises:
         OutputError: with the choice the user has, or the differences.
     """
-    output, there = options.output, exists(options.output)
-    if options.format in _TEXT_FORMATS:
+    output, there = options.output.path, exists(options.output.path)
+    if options.output.format in _TEXT_FORMATS:
         check_metadata_file(beside(output, METADATA_SUFFIX))
-    if options.resume:
+    if options.output.resume:
         adopt_earlier(output)
         earlier = earlier_header(options)
         if earlier is None and there:
             raise OutputError(f"{output} has no journal to resume from; replace it with --overwrite.")
         if earlier is not None:
             _refuse_other(output, earlier, header)
-    elif not options.overwrite and there:
+    elif not options.output.overwrite and there:
         raise OutputError(f"{output} exists; continue it with --resume or replace it with --overwrite.")
-    elif not options.overwrite and is_unfinished(output):
+    elif not options.output.overwrite and is_unfinished(output):
         raise OutputError(
             f"{output} has an unfinished run beside it ({hidden(output, JOURNAL_SUFFIX).name}); "
             "continue it with --resume or start again with --overwrite."
@@ -68,11 +68,11 @@ def earlier_header(options: RunOptions) -> Header | None:
         OutputError: neither tells.
     """
     try:
-        return Header.read(hidden(options.output, JOURNAL_SUFFIX))
+        return Header.read(hidden(options.output.path, JOURNAL_SUFFIX))
     except DamagedJournalError:
-        if not exists(options.output):
+        if not exists(options.output.path):
             raise
-        return FinishedOutput.open(options.output, options.format).header
+        return FinishedOutput.open(options.output.path, options.output.format).header
 
 
 def _refuse_other(output: Path, earlier: Header, now: Header) -> None:
@@ -96,18 +96,18 @@ def written_files(options: RunOptions, reads: Iterable[Use]) -> Written:
         OutputError: one is, or a user's file stands in the place of the list of failures.
     """
     uses = []
-    if options.format != STDOUT:
+    if options.output.format != STDOUT:
         uses += [
-            Use(options.output, "the output"),
-            Use(hidden(options.output, JOURNAL_SUFFIX), "the run's journal"),
-            Use(hidden(options.output, VALUES_SUFFIX), "the run's record of results"),
+            Use(options.output.path, "the output"),
+            Use(hidden(options.output.path, JOURNAL_SUFFIX), "the run's journal"),
+            Use(hidden(options.output.path, VALUES_SUFFIX), "the run's record of results"),
         ]
-    if options.format in _TEXT_FORMATS:
-        uses.append(Use(beside(options.output, METADATA_SUFFIX), "the output's metadata"))
-    if options.failures_path is not None and not is_stream(options.failures_path):
-        uses.append(Use(options.failures_path, "the list of failures"))
+    if options.output.format in _TEXT_FORMATS:
+        uses.append(Use(beside(options.output.path, METADATA_SUFFIX), "the output's metadata"))
+    if options.output.failures_path is not None and not is_stream(options.output.failures_path):
+        uses.append(Use(options.output.failures_path, "the list of failures"))
     written = Written(tuple(uses))
     written.refuse_reads(reads)
-    if options.failures_path is not None:
-        check_failures(options.failures_path)
+    if options.output.failures_path is not None:
+        check_failures(options.output.failures_path)
     return written

@@ -33,8 +33,7 @@ from w2v_runtime.runs.failures import check_failures, is_failure
 from w2v_runtime.runs.inputs import Shard
 from w2v_runtime.runs.journal import Entry, Header, drop_earlier, earlier_journal, write_journal
 from w2v_runtime.runs.readback import RUN, FinishedOutput, expected_results, run_record
-from w2v_runtime.stores import Layout, OutputFormat, check_metadata_file, open_store, output_format
-from w2v_runtime.stores import check_output as check_place
+from w2v_runtime.stores import Layout, OutputFormat, check_metadata_file, check_place, open_store, output_format
 from w2v_runtime.stores.pending import PendingFile
 
 #: Metadata that follow from what a run computes, so that parts which differ in them do not belong together.
@@ -127,7 +126,7 @@ def merge(
             a file of one of them.
         OSError: a part cannot be read or ``merged`` cannot be written; it then does not exist, or is as it was.
     """
-    _check_output(outputs, merged, kind, overwrite)
+    _refuse_output(outputs, merged, kind, overwrite)
     parts = [Part.open(output) for output in outputs]
     _check_same_run(parts)
     _check_complete(parts)
@@ -150,7 +149,7 @@ def merge(
     return Joined(layout.count, failed)
 
 
-def _check_output(outputs: Sequence[str], merged: Path, kind: OutputFormat, overwrite: bool) -> None:
+def _refuse_output(outputs: Sequence[str], merged: Path, kind: OutputFormat, overwrite: bool) -> None:
     written = Written(
         (
             Use(merged, "the merged output"),

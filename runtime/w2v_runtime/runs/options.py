@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,19 +23,15 @@ _PACKAGES: Final = ("w2v-onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "n
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What a run reads, computes and writes.
+class OutputOptions:
+    """Where a run writes, and what becomes of an earlier output there.
 
-    ``output`` is as the user typed it. ``failures`` None is the list beside the output. ``hash`` compares contents
+    ``path`` is as the user typed it. ``failures`` None is the list beside the output. ``hash`` compares contents
     with ``resume``; ``prune`` drops results whose inputs are gone.
     """
 
-    output: Path
+    path: Path
     format: OutputFormat
-    request: Request
-    corpus: CorpusOptions
-    windowing: Windowing = DEFAULT_WINDOWING
-    shard: Shard = ALL
     resume: bool = False
     overwrite: bool = False
     failures: Path | None = None
@@ -47,7 +43,18 @@ class RunOptions:
         """Where failed inputs are listed; None on standard output unless a file was named."""
         if self.failures is not None or self.format == STDOUT:
             return self.failures
-        return beside(self.output, FAILURES_SUFFIX)
+        return beside(self.path, FAILURES_SUFFIX)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run writes, computes and reads: each a group of its own."""
+
+    output: OutputOptions
+    request: Request
+    corpus: CorpusOptions = field(default_factory=CorpusOptions)
+    windowing: Windowing = DEFAULT_WINDOWING
+    shard: Shard = ALL
 
 
 def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:

@@ -51,7 +51,7 @@ def run(
     Args:
         open_embedder: called once it is known that there is something to do.
         inputs: paths, of all shards.
-        options: as :func:`w2v_runtime.runs.checks.check_output` let them pass.
+        options: as :func:`w2v_runtime.runs.checks.check_earlier` let them pass.
         header: what the run computes.
         written: the files that it writes, none of which may be an input.
         progress: called with the summary whenever it has changed.
@@ -86,7 +86,7 @@ class _Run:
 
     def go(self, open_embedder: OpenEmbedder) -> Summary:
         start = time.monotonic()
-        resumed = self._take_up() if self._options.resume else None
+        resumed = self._take_up() if self._options.output.resume else None
         with contextlib.ExitStack() as stack:
             if resumed is not None:
                 stack.enter_context(contextlib.closing(resumed))
@@ -98,8 +98,8 @@ class _Run:
                 busy = embedder.engine.busy_seconds
                 if resumed is None:
                     with self._writing():
-                        spool = stack.enter_context(contextlib.closing(Spool(self._options.output, self._header)))
-                        drop_earlier(self._options.output)
+                        spool = stack.enter_context(contextlib.closing(Spool(self._options.output.path, self._header)))
+                        drop_earlier(self._options.output.path)
                 else:
                     spool = resumed
                 self._embed(embedder, todo, spool)
@@ -122,13 +122,13 @@ class _Run:
 
     def _take_up(self) -> Spool | None:
         """The record of earlier runs; None where there is none. A damaged journal of a complete output is mended."""
-        output = self._options.output
+        output = self._options.output.path
         earlier = earlier_header(self._options)
         if earlier is None or not (exists(output) if earlier.finished else hidden(output, VALUES_SUFFIX).exists()):
             return None
         with self._writing():
             if earlier.finished:
-                finished = FinishedOutput.open(output, self._options.format)
+                finished = FinishedOutput.open(output, self._options.output.format)
                 if not finished.whole:
                     self._summary.damaged += sum(entry.stamp is UNKNOWN for entry in finished.entries())
                     write_journal(hidden(output, JOURNAL_SUFFIX), finished.header, finished.entries())
@@ -153,13 +153,13 @@ class _Run:
             self._progress(summary)
         summary.stage = "embedding"
         gone = list(spool.gone())
-        if gone and not self._options.prune:
+        if gone and not self._options.output.prune:
             named = ", ".join(gone[:_NAMED_INPUTS]) + (", …" if len(gone) > _NAMED_INPUTS else "")
             are = "is" if len(gone) == 1 else "are"
             raise OutputError(
-                f"{self._options.output} has results of {spool.earlier} inputs, of which {len(gone)} {are} no longer "
-                f"listed, or no longer there: {named}. Bring them back (is a disk not mounted?), or drop their results "
-                "with --prune."
+                f"{self._options.output.path} has results of {spool.earlier} inputs, of which {len(gone)} {are} no "
+                f"longer listed, or no longer there: {named}. Bring them back (is a disk not mounted?), or drop "
+                "their results with --prune."
             )
         summary.pruned = len(gone)
         return todo
@@ -174,7 +174,7 @@ class _Run:
             return Stamp.of_content(self._standard_input)
         try:
             status = os.stat(path)
-            stamp = Stamp.of_status(path, status, self._options.hash)
+            stamp = Stamp.of_status(path, status, self._options.output.hash)
         except (OSError, ValueError):
             return None
         self._written.refuse_read(path, status)
@@ -189,7 +189,7 @@ class _Run:
 
         self._progress(summary)
         with (
-            FailureLog(options.failures_path) as failures,
+            FailureLog(options.output.failures_path) as failures,
             contextlib.closing(
                 embed_inputs(embedder, self._stamped(todo), options.request, options.corpus, advance)
             ) as batches,
@@ -230,7 +230,7 @@ class _Run:
     def _restore(self, spool: Spool) -> None:
         """Where the output is complete, take its results back into the record, to add to them."""
         if spool.complete:
-            finished = FinishedOutput.open(self._options.output, self._options.format)
+            finished = FinishedOutput.open(self._options.output.path, self._options.output.format)
             spool.restore(self._header, (embedding for _, embedding in finished.results()))
 
     def _write_output(self, embedder: Embedder, spool: Spool) -> None:
@@ -243,7 +243,7 @@ class _Run:
             self._restore(spool)
             header = self._finished_header()
             described = layout(embedder, options, header, spool.count, spool.rows)
-            store = open_store(options.output, described, overwrite=True, kind=options.format)
+            store = open_store(options.output.path, described, overwrite=True, kind=options.output.format)
             try:
                 for embedding in spool.embeddings():
                     _write(store, embedding, spool)
@@ -267,7 +267,7 @@ class _Run:
             yield
         except OSError as error:
             raise StorageError(
-                f"{error.filename or self._options.output} cannot be written: {error.strerror or error}. "
+                f"{error.filename or self._options.output.path} cannot be written: {error.strerror or error}. "
                 "What is finished is kept: make room and repeat the command with --resume."
             ) from error
 
@@ -298,7 +298,7 @@ def stream(
         for position, path in enumerate(chosen)
     )
     results = embed_in_order(embedder, numbered, options.request, options.corpus)
-    with FailureLog(options.failures_path, tell) as failures:
+    with FailureLog(options.output.failures_path, tell) as failures:
 
         def embedded() -> Iterator[Embedding]:
             for result in results:

@@ -3,7 +3,7 @@
 from w2v_runtime.stores.base import EmbeddingStore, Layout
 from w2v_runtime.stores.formats import (
     OutputFormat,
-    check_output,
+    check_place,
     open_store,
     output_format,
     read_logits,
@@ -21,7 +21,7 @@ __all__ = [
     "OutputFormat",
     "Record",
     "check_metadata_file",
-    "check_output",
+    "check_place",
     "open_store",
     "output_format",
     "read_logits",

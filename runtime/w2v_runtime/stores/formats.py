@@ -50,7 +50,7 @@ def output_format(output: str) -> OutputFormat:
     return cast("OutputFormat", suffix[1:])
 
 
-def check_output(path: Path, kind: str | None = None, overwrite: bool = False) -> None:
+def check_place(path: Path, kind: str | None = None, overwrite: bool = False) -> None:
     """Refuse an output that :func:`open_store` would refuse, before any work is done for it.
 
     Raises:
