@@ -79,6 +79,11 @@ def export_bundle(
         OutputError: the output exists and is not to be replaced or cannot be, or another process writes to it.
         W2VError: the disk is full.
         UnprovenError: the result differs from PyTorch by more than the tolerance.
+
+    Examples:
+        >>> bundle = export_bundle("checkpoint", "bundle", precision=["fp32"])
+        >>> max(row.max_abs for row in bundle.manifest.precisions["fp32"].parity if row.output == "pooled") < 2e-5
+        True
     """
     model, folder = os.fspath(model), Path(output) if output is not None else library.default_folder(os.fspath(model))
     check_installation()

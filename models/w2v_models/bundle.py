@@ -44,6 +44,11 @@ class Bundle:
 
         Raises:
             BundleError: the folder is missing or not a bundle, or its manifest is invalid.
+
+        Examples:
+            >>> bundle = Bundle.open(Path("facebook--wav2vec2-base-960h"))
+            >>> list(bundle.manifest.precisions), bundle.manifest.architecture.hidden_size
+            (['fp32'], 768)
         """
         text = read_manifest(folder)
         try:

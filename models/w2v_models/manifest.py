@@ -75,6 +75,13 @@ class ConvStack:
 
     Every level floors: ``(length - kernel) // stride + 1``. Nested floors of integers compose, so the whole stack is
     one such level with the kernel :attr:`receptive_field` and the stride :attr:`stride`, both in samples.
+
+    Examples:
+        >>> wav2vec2 = ConvStack(kernels=(10, 3, 3, 3, 3, 2, 2), strides=(5, 2, 2, 2, 2, 2, 2), channels=(512,) * 7)
+        >>> wav2vec2.stride, wav2vec2.receptive_field
+        (320, 400)
+        >>> wav2vec2.num_frames(16000)
+        49
     """
 
     kernels: tuple[int, ...]

@@ -36,6 +36,14 @@ class Embedder(Model):
         RefusedError: the request names a layer that the model does not have.
         BundleError: the bundle is missing, damaged or lacks the precision.
         EngineError: the engine or device cannot be had.
+
+    Examples:
+        >>> from w2v_runtime import Embedder
+        >>> embedder = Embedder("facebook/wav2vec2-base-960h", device="cpu")
+        >>> embedder.sample_rate, embedder.labels
+        (16000, ())
+        >>> embedder.embed("speech.wav").values.shape
+        (768,)
     """
 
     def embed(
@@ -64,6 +72,18 @@ class Embedder(Model):
             TypeError: ``audio`` is none of these.
             AudioError: it cannot be read, or is too short for one frame.
             RefusedError: the level, pooling or layer is not to be had.
+
+        Examples:
+            >>> embedder = Embedder("facebook/wav2vec2-base-960h", device="cpu")
+            >>> frames = embedder.embed("speech.wav", level="frame")
+            >>> frames.values.shape, frames.duration  # a frame every 20 ms
+            ((99, 768), 2.0)
+            >>> embedder.times.starts(len(frames.values))[:3].tolist()
+            [0.0, 0.02, 0.04]
+            >>> import numpy as np
+            >>> tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000, dtype=np.float32)
+            >>> embedder.embed((tone, 8000), pooling="mean,std", layer=[0, 1]).values.shape
+            (2, 1536)
         """
         request = self.resolve(Request.of(level, pooling, layer, layer_weights))
         options, recording = CorpusOptions(channel, pad_short), check_recording(audio)
@@ -98,6 +118,13 @@ class Embedder(Model):
         Raises:
             TypeError: a single recording, something that is none, or an unknown option.
             RefusedError: the level, pooling, layer or an option's value is not to be had.
+
+        Examples:
+            >>> embedder = Embedder("facebook/wav2vec2-base-960h", device="cpu")
+            >>> for result in embedder.embed_files(["speech.wav", "missing.wav"]):
+            ...     print(type(result).__name__, result.path)
+            Embedding speech.wav
+            Failure missing.wav
         """
         request = self.resolve(Request.of(level, pooling, layer, layer_weights))
         chosen, given = CorpusOptions.of(options), check_recordings(paths)

@@ -37,6 +37,10 @@ class FrameTimes:
     """Where frames stand in the input's own time: frame t from t·step to t·step + width seconds.
 
     Times are rounded to a nanosecond, so that they read as 0.7 and not as 0.7000000000000001.
+
+    Examples:
+        >>> FrameTimes(step=0.02, width=0.025).ends(3).tolist()
+        [0.025, 0.045, 0.065]
     """
 
     step: float
@@ -109,6 +113,10 @@ class Request:
 
         Raises:
             RefusedError: one of them is unknown, or of another type; the message names what there is.
+
+        Examples:
+            >>> Request.of("utterance", "mean,std", "3,9")
+            Request(level='utterance', pooling=('mean', 'std'), layers=('3', '9'), layer_weights=None)
         """
         poolings = _words(pooling, f"pooling is one or several of {', '.join(POOLINGS)}")
         layers = _words(layer, f"layer is {LAST_LAYER}, {ALL_LAYERS}, a whole number from 0, or several of them")
@@ -120,6 +128,10 @@ class Request:
 
         Raises:
             RefusedError: a layer is not one of them, or there is another number of layer weights.
+
+        Examples:
+            >>> Request.of("frame", "mean", "all").resolved(2).layers
+            ('0', '1', '2')
         """
         if self.layer_weights is not None:
             if len(self.layer_weights) != last + 1:

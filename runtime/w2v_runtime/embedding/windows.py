@@ -48,6 +48,10 @@ class Windowing:
     """How long audio is cut: ``window`` seconds of audio at a time, seen with ``context`` seconds on each side.
 
     Audio that fits one window with its context is embedded whole.
+
+    Examples:
+        >>> Windowing(window=30, context=5).whole_samples(16000)
+        640000
     """
 
     window: float = 30.0

@@ -1,4 +1,7 @@
-"""Where embeddings go: one small module a format, behind one protocol, chosen by the output's suffix."""
+"""Where embeddings go: one small module a format, behind one protocol, chosen by the output's suffix.
+
+May import embedding (results), files and the rooms below them.
+"""
 
 from w2v_runtime.stores.base import EmbeddingStore, Layout
 from w2v_runtime.stores.formats import (
