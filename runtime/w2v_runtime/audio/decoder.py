@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import streams
+from w2v_runtime.audio import formats, streams
 from w2v_runtime.audio.formats import CONVERT
 from w2v_runtime.audio.libsndfile import Sound, SoundError
 from w2v_runtime.audio.source import Source, open_content
@@ -189,6 +189,13 @@ class Decoder:
             raise AudioError(
                 f"the header's data size says {self._data.declared} bytes, but {self._data.available} follow; "
                 "write it as RF64: ffmpeg -i IN -rf64 auto OUT.wav"
+            )
+
+        if self._data is not None and self._data.cut and self._kind is formats.SDS:
+            # libsndfile repeats the last packet for those that are missing.
+            raise AudioError(
+                f"truncated: the header declares {self._data.declared} bytes of samples, {self._data.available} "
+                "follow; restore the file from its source."
             )
 
     def _check_end(self) -> None:

@@ -20,6 +20,10 @@ MAX_CHUNKS: Final = 4096
 #: without a sign, or a little less.
 _PIPE_SIZES: Final = (range(0x7EFF_FF00, 0x8000_0001), range(0xFFFF_EF00, 1 << 32), range(1 << 62, 1 << 64))
 _MPEG_CODINGS: Final = (0x50, 0x55)
+#: Of a MIDI sample dump: its header, a packet of samples, and what of it are samples.
+_SDS_HEADER_BYTES: Final = 21
+_SDS_PACKET_BYTES: Final = 127
+_SDS_SAMPLE_BYTES: Final = 120
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class DataChunk:
 
 
 def data_chunk(content: Content, start: int) -> DataChunk | None:
-    """The samples of a WAV, RF64, W64, AIFF, IFF, AU or SPH that begins at byte ``start``; None for other formats."""
+    """The samples of a WAV, RF64, W64, AIFF, IFF, AU, SPH or SDS that begins at byte ``start``; None for others."""
     head = content.read(start, 1024)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return _riff_data(content, start, head[:4])
@@ -70,6 +74,8 @@ def data_chunk(content: Content, start: int) -> DataChunk | None:
         return _chunk_at(content, start + offset, declared)
     if head[:7] == b"NIST_1A":
         return _sphere_data(content, start, head)
+    if head[:2] == b"\xf0\x7e" and head[3:4] == b"\x01" and len(head) >= _SDS_HEADER_BYTES:
+        return _sds_data(content, start, head)
     return None
 
 
@@ -139,3 +145,12 @@ def _sphere_data(content: Content, start: int, head: bytes) -> DataChunk | None:
         return None
     frame = fields.get(b"channel_count", 1) * fields.get(b"sample_n_bytes", 2)
     return _chunk_at(content, start + int(offset.group(1)), fields[b"sample_count"] * frame)
+
+
+def _sds_data(content: Content, start: int, head: bytes) -> DataChunk:
+    """The packets of a sample dump: 120 bytes of samples each, 7 bits to a byte, in 127 bytes with their frame."""
+    bits = head[6]
+    words = head[10] | head[11] << 7 | head[12] << 14
+    in_packet = _SDS_SAMPLE_BYTES // max(1, -(-bits // 7))
+    packets = -(-words // max(1, in_packet))
+    return _chunk_at(content, start + _SDS_HEADER_BYTES, packets * _SDS_PACKET_BYTES)

@@ -114,7 +114,7 @@ def read_audio(source: Source, rate: int, channel: int | None = None) -> Audio:
     """
     with open_audio(source, rate, channel) as stream:
         try:
-            samples = _concatenate(stream)
+            samples = concatenate(stream)
         except MemoryError:
             raise AudioError(f"after {stream.duration:.0f} s the audio fills the memory; split the file.") from None
         return Audio(samples, rate, stream.duration, stream.warnings)
@@ -138,7 +138,7 @@ def from_array(waveform: npt.ArrayLike, source_rate: float, rate: int, channel: 
     check_layout(source_rate, frames.shape[1])
     _check_channel(channel, frames.shape[1])
     mono = _Mono(_slices(frames), channel, source_rate)
-    samples = _concatenate(_resample(iter(mono), source_rate, rate))
+    samples = concatenate(_resample(iter(mono), source_rate, rate))
     return Audio(samples, rate, len(frames) / source_rate, (*integer_levels(frames), *mono.warnings))
 
 
@@ -235,11 +235,11 @@ def _join(blocks: Iterator[Samples], length: int) -> Iterator[Samples]:
     for block in blocks:
         waiting.append(block)
         if sum(map(len, waiting)) >= length:
-            yield _concatenate(waiting)
+            yield concatenate(waiting)
             waiting = []
     if any(map(len, waiting)):
-        yield _concatenate(waiting)
+        yield concatenate(waiting)
 
 
-def _concatenate(blocks: Iterator[Samples] | AudioStream | list[Samples]) -> Samples:
+def concatenate(blocks: Iterator[Samples] | AudioStream | list[Samples]) -> Samples:
     return np.concatenate([np.empty(0, np.float32), *blocks])

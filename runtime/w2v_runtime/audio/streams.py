@@ -87,7 +87,7 @@ def _end_of_file(content: Content, start: int, data: DataChunk) -> int:
 def before_tags(content: Content, stream: Stream) -> Stream:
     """A stream that reaches to the end of the file, without the tags there."""
     start, stop = stream.start, stream.stop
-    while (shorter := _before_last_tag(content, stop)) is not None and shorter > start:
+    while (shorter := _before_last_tag(content, stop)) is not None and start < shorter < stop:
         stop = shorter
     return Stream(((start, stop),))
 
@@ -147,7 +147,7 @@ def _before_last_tag(content: Content, stop: int) -> int | None:
     """Where the tag begins that ends at ``stop``; None where none does."""
     tail = content.read(max(0, stop - 227), min(stop, 227))
     if tail[-128:-125] == b"TAG":
-        return stop - (128 + 227 if content.read(stop - 355, 4) == b"TAG+" else 128)
+        return stop - (128 + 227 if stop >= 355 and content.read(stop - 355, 4) == b"TAG+" else 128)
     if tail[-32:-24] == b"APETAGEX":
         size, flags = struct.unpack("<I4xI", tail[-20:-8])
         return stop - int(size) - (32 if flags & 0x8000_0000 else 0)

@@ -19,6 +19,7 @@ from typing import Final
 from w2v_models.bundle import MANIFEST, Bundle
 from w2v_models.errors import BundleError, OutputError, W2VError
 from w2v_models.ownership import own_files, remove, stranger
+from w2v_runtime.files.durable import sync_file, sync_folder
 from w2v_runtime.files.exchange import exchange
 from w2v_runtime.files.lock import locked
 
@@ -64,7 +65,7 @@ def placed(output: Path, overwrite: bool) -> Iterator[Path]:
                 _restore(folder)
                 _sweep(folder)
             raise
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         try:
             _sweep(folder)
         except OutputError as error:
@@ -203,8 +204,8 @@ def _finish(staging: Path) -> None:
     (staging / _UNFINISHED).unlink()
     for place, _, files in os.walk(staging):
         for name in files:
-            _sync(Path(place, name))
-        _sync_folder(Path(place))
+            sync_file(Path(place, name))
+        sync_folder(Path(place))
 
 
 def _swap(staging: Path, folder: Path, overwrite: bool) -> None:
@@ -267,16 +268,3 @@ def _is_file(path: Path) -> bool:
 
 def _beside(folder: Path, suffix: str) -> Path:
     return folder.with_name(f".{folder.name}{suffix}")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # which some network file systems refuse for folders
-        _sync(folder)

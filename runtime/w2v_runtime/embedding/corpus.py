@@ -224,6 +224,11 @@ class _Work:
             return _Decoded(item, audio)
         except (AudioError, MemoryError) as error:
             return _Decoded(item, _failure(item, "read", error))
+        except W2VError:
+            raise
+        except Exception as error:  # a fault of ours, or of a decoder: it costs this input, not the run
+            reason = f"unexpected {type(error).__name__}: {error}"
+            return _Decoded(item, Failure(item.path, "read", reason))
 
     def is_long(self, item: _Decoded) -> bool:
         """Whether an input goes through windows, held or not."""

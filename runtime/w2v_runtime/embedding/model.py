@@ -22,7 +22,7 @@ from w2v_models.manifest import (
     frames_output,
     pooled_output,
 )
-from w2v_runtime.audio.reading import Audio, from_array, open_audio
+from w2v_runtime.audio.reading import Audio, concatenate, from_array, open_audio
 from w2v_runtime.audio.recordings import Recording, can_be_read_again, name_of
 from w2v_runtime.audio.source import Source
 from w2v_runtime.bundles import library
@@ -144,7 +144,8 @@ class Model:
         if isinstance(recording, tuple):
             waveform, rate = recording
             return self._long_enough(from_array(waveform, rate, self.sample_rate, channel), pad_short)
-        again, stop, blocks, samples = can_be_read_again(recording), stop or Stop(), [], 0
+        again, stop, samples = can_be_read_again(recording), stop or Stop(), 0
+        blocks: list[Waveform] = []
         with open_audio(recording, self.sample_rate, channel) as stream:
             for block in stream:
                 stop.check()
@@ -152,7 +153,7 @@ class Model:
                 samples += len(block)
                 if again and samples > self._whole_samples:
                     return None
-            audio = Audio(np.concatenate(blocks), self.sample_rate, stream.duration, stream.warnings)
+            audio = Audio(concatenate(blocks), self.sample_rate, stream.duration, stream.warnings)
         return self._long_enough(audio, pad_short)
 
     def is_long(self, audio: Audio) -> bool:

@@ -21,6 +21,8 @@ from w2v_runtime.files.outputs import LOCK_SUFFIX, hidden
 
 _TOUCH_SECONDS: Final = 20.0
 _STALE_SECONDS: Final = 180.0
+#: Beyond every process id.
+_PIDS: Final = 2**31
 #: Of a process that is there, but does not show when it started.
 _ALIVE: Final = "alive"
 
@@ -40,6 +42,7 @@ class Held:
         Raises:
             W2VError: one did.
         """
+        self._look()
         if self._lost:
             raise W2VError(
                 f"{self._path} was taken over by another run while this one stood still; that one goes on with what "
@@ -56,10 +59,13 @@ class Held:
     def _touch(self) -> None:
         while not self._released.wait(_TOUCH_SECONDS):
             with contextlib.suppress(OSError):
-                holder = _holder(self._path)
-                self._lost = self._lost or (bool(holder) and holder != self._me)
+                self._look()
                 if not self._lost:
                     os.utime(self._path)
+
+    def _look(self) -> None:
+        holder = _holder(self._path)
+        self._lost = self._lost or (bool(holder) and holder != self._me)
 
 
 @contextlib.contextmanager
@@ -121,14 +127,27 @@ def _create(path: Path, text: str) -> None:
 
 
 def _remove(path: Path, stale: dict[str, Any]) -> None:
-    """Remove a stale lock. Of two runs that find one, the slower may catch the other's new lock: it puts that back."""
+    """Remove a stale lock. Of two runs that find one, the slower may catch the other's new lock: it puts that back.
+
+    Where a third run has made its own lock by then, that one stays, and the other run finds out that it lost its lock.
+    """
     aside = _draft(path)
     with contextlib.suppress(FileNotFoundError):
         path.rename(aside)
         if _holder(aside) == stale:
             aside.unlink()
         else:
-            aside.rename(path)
+            _put_back(aside, path)
+
+
+def _put_back(aside: Path, path: Path) -> None:
+    try:
+        os.link(aside, path)
+        aside.unlink()
+    except FileExistsError:
+        aside.unlink()
+    except OSError:  # a file system without hard links
+        aside.rename(path)
 
 
 def _holder(path: Path) -> dict[str, Any]:
@@ -144,7 +163,7 @@ def _is_stale(path: Path, holder: dict[str, Any]) -> bool:
     namespace = _namespace()
     if holder.get("host") == socket.gethostname() and namespace and holder.get("namespace") == namespace:
         pid = holder.get("pid")
-        started = _started(pid) if isinstance(pid, int) else None
+        started = _started(pid) if isinstance(pid, int) and 0 < pid < _PIDS else None
         return started is None or started not in (holder.get("started"), _ALIVE)
     try:
         return _file_system_time(path) - path.stat().st_mtime > _STALE_SECONDS

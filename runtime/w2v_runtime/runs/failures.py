@@ -26,7 +26,8 @@ class FailureLog:
 
     def __init__(self, path: Path | None, tell: Callable[[Failure], None] = lambda failure: None) -> None:
         """Begin; where ``path`` is None there is no list, and ``tell`` is called with each failure."""
-        self._path, self._tell = path, tell
+        self._path = path if path is None or is_stream(path) else Path(os.path.realpath(path))
+        self._tell = tell
         self._file: IO[str] | None = None
 
     def __enter__(self) -> FailureLog:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from w2v_models.errors import OutputError
 from w2v_runtime.embedding.results import Embedding
+from w2v_runtime.files.durable import replace, sync_folder
 from w2v_runtime.files.outputs import EARLIER_SUFFIXES, JOURNAL_SUFFIX, VALUES_SUFFIX, beside, hidden
 from w2v_runtime.runs.inputs import is_shard
 
@@ -322,7 +323,7 @@ def write_journal(path: Path, header: Header, entries: Iterable[Entry]) -> None:
         file.writelines(dataclasses.replace(entry, offset=None).to_line() for entry in entries)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    replace(temporary, path)
 
 
 def earlier_journal(output: Path) -> Path:
@@ -345,6 +346,7 @@ def adopt_earlier(output: Path) -> None:
     if values.is_file():
         values.rename(hidden(output, VALUES_SUFFIX))
     before.rename(now)
+    sync_folder(now.parent)
 
 
 def drop_earlier(output: Path) -> None:

@@ -54,10 +54,9 @@ def read_list(name: str, null: bool = False) -> Iterator[str]:
 
 def _paths(file: io.BufferedReader, name: str, null: bool) -> Iterator[str]:
     blocks = iter(lambda: file.read1(_READ_BYTES), b"")
-    first = next(blocks, b"")
-    if null:
-        while b"\0" not in first and len(first) < _READ_BYTES and (more := next(blocks, b"")):
-            first += more
+    first, separator = b"", b"\0" if null else b"\n"
+    while separator not in first and len(first) < _READ_BYTES and (more := next(blocks, b"")):
+        first += more
     _check_separator(first, name, null)
     blocks = chain([first], blocks)
     if null:
@@ -67,6 +66,8 @@ def _paths(file: io.BufferedReader, name: str, null: bool) -> Iterator[str]:
         blocks = _from_utf16(blocks, name)
     for number, line in enumerate(_split(blocks, b"\n")):
         path = (line if number else line.removeprefix(codecs.BOM_UTF8)).removesuffix(b"\r")
+        if b"\0" in path:
+            raise RefusedError(_holds_nul(name))
         if path:
             yield os.fsdecode(path)
 
@@ -85,10 +86,14 @@ def _check_separator(first: bytes, name: str, null: bool) -> None:
     if null and wide:
         raise RefusedError(f"the list {name} is UTF-16 with its paths in lines; leave --null out.")
     if not null and not wide:
-        raise RefusedError(
-            f"the list {name} holds NUL bytes; give --null if they separate its paths, as find -print0 writes them, "
-            "else save it as UTF-8."
-        )
+        raise RefusedError(_holds_nul(name))
+
+
+def _holds_nul(name: str) -> str:
+    return (
+        f"the list {name} holds NUL bytes; give --null if they separate its paths, as find -print0 writes them, else "
+        "save it as UTF-8."
+    )
 
 
 def _from_utf16(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:

@@ -138,6 +138,7 @@ def merge(
         stack.callback(failures.discard)
         failed = _write_failures(parts, failures)
         _write_output(parts, layout, merged, kind, check)
+        _check_unchanged(parts)
         # A list of failures is kept only where something failed, and never that of an output that was replaced.
         failures.path.unlink(missing_ok=True)
         if failed:
@@ -311,9 +312,15 @@ def _write_output(
         for _, embedding in heapq.merge(*results, key=lambda result: result[0].index):
             store.write(embedding)
         check()
+        _check_unchanged(parts)
         # A kill after this leaves an output without a journal, never one beside the journal of what it replaced.
         hidden(merged, JOURNAL_SUFFIX).unlink(missing_ok=True)
         store.commit()
+
+
+def _check_unchanged(parts: Sequence[Part]) -> None:
+    for part in parts:
+        part.output.check_unchanged()
 
 
 def _allow_open_files(parts: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from w2v_models.errors import OutputError
 from w2v_runtime.embedding.results import Embedding
-from w2v_runtime.files.outputs import JOURNAL_SUFFIX, exists, hidden
+from w2v_runtime.files.outputs import JOURNAL_SUFFIX, METADATA_SUFFIX, beside, exists, hidden
 from w2v_runtime.runs.inputs import Shard
 from w2v_runtime.runs.journal import (
     JOURNAL_FORMAT,
@@ -24,7 +24,10 @@ from w2v_runtime.runs.journal import (
     read_entries,
 )
 from w2v_runtime.stores import OutputFormat, read_logits, read_metadata, read_records, read_values
+from w2v_runtime.stores.pending import INDEX, METADATA
 
+#: What tells one state of an output's files from another: inode, bytes and time of the last change, None where absent.
+State = tuple[tuple[int, int, int] | None, ...]
 #: Under this name the metadata of an output tell of the run that made it, as the journal's header does.
 RUN: Final = "run"
 
@@ -45,7 +48,7 @@ def run_record(header: Header) -> dict[str, Any]:
 class FinishedOutput:
     """A finished output. Where its journal is damaged or gone, its inputs are known from the output itself.
 
-    ``whole`` tells that the journal is neither.
+    ``journal_whole`` tells that the journal is neither; ``state`` tells the files apart from any that replace them.
     """
 
     path: Path
@@ -53,7 +56,8 @@ class FinishedOutput:
     header: Header
     metadata: dict[str, Any]
     journal: Path | None
-    whole: bool
+    journal_whole: bool
+    state: State
 
     @classmethod
     def open(cls, path: Path, kind: OutputFormat) -> FinishedOutput:
@@ -64,6 +68,7 @@ class FinishedOutput:
         """
         if not exists(path):
             raise OutputError(f"{path} does not exist; name outputs of w2v-embed.")
+        state = _state(path)
         journal = next(filter(Path.exists, (hidden(path, JOURNAL_SUFFIX), earlier_journal(path))), None)
         header = None
         with contextlib.suppress(DamagedJournalError):
@@ -77,7 +82,18 @@ class FinishedOutput:
         if header is None:
             header = _header_in(metadata, path)
         whole = known and journal is not None and _is_whole(header, journal)
-        return cls(path, kind, header, metadata, journal, whole)
+        return cls(path, kind, header, metadata, journal, whole, state)
+
+    def check_unchanged(self) -> None:
+        """Make sure that the output and its journal still are those that were opened.
+
+        Raises:
+            OutputError: a run has written to them since.
+        """
+        if _state(self.path) != self.state:
+            raise OutputError(
+                f"{self.path} was written to while it was read; wait until its run has ended, and repeat this."
+            )
 
     def entries(self) -> Iterator[Entry]:
         """What is known of each input, in the output's order.
@@ -85,7 +101,7 @@ class FinishedOutput:
         Raises:
             OutputError: the output is damaged, or the place of its inputs among all is unknown.
         """
-        if self.whole and self.journal is not None:
+        if self.journal_whole and self.journal is not None:
             yield from filter(None, read_entries(self.journal, self.header.checksums))
         else:
             yield from self._rebuilt()
@@ -141,6 +157,20 @@ class FinishedOutput:
             )
         shard, failed = Shard.of(header.shard), frozenset(header.failed)
         yield from (i for i in range(header.inputs.count) if shard.holds(i) and i not in failed)
+
+
+def _state(path: Path) -> State:
+    """The state of an output, of what a folder or a text says of itself, and of the journals beside it."""
+    inside = (path / INDEX, path / METADATA) if path.is_dir() else ()
+    journals = (hidden(path, JOURNAL_SUFFIX), earlier_journal(path))
+    state = list[tuple[int, int, int] | None]()
+    for file in (path, *inside, beside(path, METADATA_SUFFIX), *journals):
+        try:
+            status = file.stat()
+            state.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        except OSError:
+            state.append(None)
+    return tuple(state)
 
 
 def _is_whole(header: Header, journal: Path) -> bool:

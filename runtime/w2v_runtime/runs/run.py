@@ -93,7 +93,7 @@ class _Run:
                 todo: Iterable[Input] = self._unfinished(resumed)
             else:
                 todo = itertools.starmap(self._input, self._shard())
-            if todo or resumed is None or not resumed.unchanged:
+            if todo or resumed is None or not resumed.is_of(self._finished_header()):
                 embedder = open_embedder()
                 busy = embedder.engine.busy_seconds
                 if resumed is None:
@@ -107,6 +107,8 @@ class _Run:
                 self._summary.engine_seconds = embedder.engine.busy_seconds - busy
             else:
                 spool = resumed
+                with FailureLog(self._options.output.failures_path):
+                    pass  # nothing failed, so the list of an earlier run goes
             with self._writing():
                 spool.finish(self._finished_header())
         self._summary.wall_seconds = time.monotonic() - start
@@ -129,7 +131,7 @@ class _Run:
         with self._writing():
             if earlier.finished:
                 finished = FinishedOutput.open(output, self._options.output.format)
-                if not finished.whole:
+                if not finished.journal_whole:
                     self._summary.damaged += sum(entry.stamp is UNKNOWN for entry in finished.entries())
                     write_journal(hidden(output, JOURNAL_SUFFIX), finished.header, finished.entries())
             spool = Spool(output, self._header, resume=True)
@@ -235,13 +237,13 @@ class _Run:
 
     def _write_output(self, embedder: Embedder, spool: Spool) -> None:
         """Write the output from the record, in the order of the inputs; it appears under its name when complete."""
-        if spool.unchanged:
+        header = self._finished_header()
+        if spool.is_of(header):
             return
         options, summary = self._options, self._summary
         summary.stage = "writing"
         with self._writing():
             self._restore(spool)
-            header = self._finished_header()
             described = layout(embedder, options, header, spool.count, spool.rows)
             store = open_store(options.output.path, described, overwrite=True, kind=options.output.format)
             try:

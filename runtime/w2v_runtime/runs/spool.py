@@ -21,6 +21,7 @@ import numpy as np
 
 from w2v_models.errors import OutputError
 from w2v_runtime.embedding.results import Embedding
+from w2v_runtime.files.durable import replace, sync_folder
 from w2v_runtime.files.outputs import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
 from w2v_runtime.runs.inputs import Shard
 from w2v_runtime.runs.journal import JOURNAL_FORMAT, Entry, Header, Stamp, Values, rewritten, write_journal
@@ -46,9 +47,11 @@ class Spool:
         self._shard = Shard.of(header.shard)
         self._lines: list[tuple[int, Entry]] = []
         self._at = array("q")  # where each input's line stands in the journal, by position among the inputs
-        self._known: dict[int, int] = {}  # path's key → row of the four arrays below, for resuming
+        self._known: dict[int, int] = {}  # path's key → its first row in the four arrays below, for resuming
         self._earlier = array("q"), array("q"), array("q"), array("q")  # line's place, rows, size, time
-        self._listed = bytearray()  # whether an input of this run has the path of that row, and is there
+        self._following = array("q")  # the next row of the same path: of an input listed twice, or embedded anew
+        self._next: dict[int, int] = {}  # path's key → the row to look at next, where that is not its first
+        self._listed = bytearray()  # by first row, whether an input of this run has its path, and is there
         self.count = self.rows = self.damaged = 0
         self._before = before = Header.read(self.journal_path) if resume else None
         self.complete = before is not None and before.finished
@@ -67,10 +70,12 @@ class Spool:
             self._journal.flush()
             os.fsync(self._journal.fileno())
             self._values = _open(self.values_path, keep=False)
+            sync_folder(self.journal_path.parent)
 
     def _load(self, checksums: bool) -> None:
         available, values_end = self.values_path.stat().st_size, 0
         places, rows, sizes, times = self._earlier
+        last: dict[int, int] = {}
         self._journal.seek(0)
         end = len(self._journal.readline())
         for line in self._journal:
@@ -85,7 +90,12 @@ class Spool:
             if entry is None:
                 self.damaged += 1
                 continue
-            self._known[_key(entry.path)] = len(places)
+            row, key = len(places), _key(entry.path)
+            self._known.setdefault(key, row)
+            if key in last:
+                self._following[last[key]] = row
+            last[key] = row
+            self._following.append(_ABSENT)
             places.append(place)
             rows.append(entry.rows)
             sizes.append(entry.stamp.size)
@@ -100,6 +110,13 @@ class Spool:
     def unchanged(self) -> bool:
         """Whether the complete output holds just the inputs recalled so far, in their order."""
         return self.complete and array("q", (at for at in self._at if at != _ABSENT)) == self._earlier[0]
+
+    def is_of(self, header: Header) -> bool:
+        """Whether the complete output, besides, tells of a run over the same inputs with the same failures."""
+        before = self._before
+        return (
+            self.unchanged and before is not None and (before.inputs, before.failed) == (header.inputs, header.failed)
+        )
 
     @property
     def earlier(self) -> int:
@@ -127,7 +144,7 @@ class Spool:
             os.fsync(self._values.fileno())
             journal.flush()
             os.fsync(journal.fileno())
-        temporary.replace(self.journal_path)
+        replace(temporary, self.journal_path)
         self._journal.close()
         self._journal = _open(self.journal_path, keep=True)
         self._journal.seek(0, os.SEEK_END)
@@ -141,16 +158,22 @@ class Spool:
 
         ``now`` is its stamp, with its content's hash where contents are compared; None where it is not there.
         """
-        row = self._known.get(_key(path), _ABSENT)
-        if row == _ABSENT or now is None:
+        first = self._known.get(key := _key(path), _ABSENT)
+        if first == _ABSENT or now is None:
             return False
-        self._listed[row] = True
+        self._listed[first] = True
         places, rows, sizes, times = self._earlier
-        before = self._entry(places[row]).stamp if now.sha256 else Stamp(sizes[row], times[row])
-        if not before.same(now):
-            return False
-        self._place(position, places[row], rows[row])
-        return True
+        row = self._next.get(key, first)
+        while row != _ABSENT:
+            before = self._entry(places[row]).stamp if now.sha256 else Stamp(sizes[row], times[row])
+            following = self._following[row]
+            if before.same(now):
+                self._place(position, places[row], rows[row])
+                if following != _ABSENT:
+                    self._next[key] = following
+                return True
+            row = following
+        return False
 
     def add(self, position: int, stamp: Stamp, embedding: Embedding) -> None:
         """Record a finished input at its position in the output; :meth:`flush` makes it last."""

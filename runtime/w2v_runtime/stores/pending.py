@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from w2v_models.errors import OutputError
+from w2v_runtime.files.durable import replace, sync_file, sync_folder
 from w2v_runtime.files.exchange import exchange
 
 #: Names of what is not finished, or is being replaced, begin with a dot; they are this program's own.
@@ -52,11 +53,9 @@ class PendingFile:
 
     def commit(self) -> None:
         """Make the closed temporary file durable and give it its name."""
-        with self.temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(self.temporary)
         check_file(self.path, self._overwrite)
-        self.temporary.replace(self.path)
-        _sync_folder(self.path.parent)
+        replace(self.temporary, self.path)
 
     def discard(self, *files: _Closable) -> None:
         """Close ``files`` in this order and remove the temporary file."""
@@ -99,7 +98,7 @@ class PendingFolder:
             self.temporary.rename(replaced)
         else:
             self.temporary.rename(self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         _remove_output(replaced)
 
     def discard(self, *files: _Closable) -> None:
@@ -207,13 +206,3 @@ def _is_file(path: Path) -> bool:
 
 def _sibling(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}{suffix}")
-
-
-def _sync_folder(folder: Path) -> None:
-    # Makes the rename itself durable; some network file systems and Windows refuse to sync a folder.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

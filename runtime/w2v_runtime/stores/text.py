@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from w2v_runtime.stores.base import Ledger, Metadata
 
+#: Under this name the metadata tell which text they belong to.
+_TEXT: Final = "text"
+_TAIL_BYTES: Final = 2**16
 #: Numbers of these magnitudes numpy writes without an exponent, as orjson does.
 _SMALLEST, _LARGEST = np.float32(1e-4), np.float32(1e6)
 #: The one magnitude of all float32 whose shortest decimal gives its neighbour when it is rounded to a double first, as
@@ -66,9 +70,23 @@ def _plain(values: npt.NDArray[np.float32], separator: str) -> list[str]:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What a text output says of itself, from the file beside it."""
+    """What a text output says of itself, from the file beside it.
+
+    Raises:
+        ValueError: that file is damaged, or belongs to another text, as after a kill between the renames of the two.
+    """
     metadata: Metadata = json.loads(_sidecar(path).read_bytes())
+    with path.open("rb") as file:
+        if metadata.pop(_TEXT, None) not in (None, _described(file)):
+            raise ValueError(f"{_sidecar(path)} is the metadata of another output; write it again with --overwrite")
     return metadata
+
+
+def _described(file: BinaryIO) -> dict[str, int]:
+    """What tells a text from the one that it replaced: its bytes, and the CRC-32 of the last of them."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _TAIL_BYTES))
+    return {"bytes": size, "tail_crc32": zlib.crc32(file.read())}
 
 
 def check_metadata_file(path: Path) -> None:
@@ -92,7 +110,8 @@ def _sidecar(path: Path) -> Path:
 class TextOutput:
     """A UTF-8 text file ``OUT`` and ``OUT.metadata.json``; names that are not UTF-8 keep their bytes.
 
-    The metadata have a file of their own so that ``OUT`` holds nothing but rows. It is replaced together with ``OUT``.
+    The metadata have a file of their own so that ``OUT`` holds nothing but rows. It is replaced just before ``OUT``,
+    and tells which text it belongs to, so that a kill in between does not give old rows new metadata.
     """
 
     def __init__(self, pending: PendingFile) -> None:
@@ -105,9 +124,11 @@ class TextOutput:
         """Finish both files; the metadata get their name first, so that ``OUT`` never stands without them."""
         ledger.check_complete()
         self.file.close()
+        with self._pending.temporary.open("rb") as text:
+            described = {_TEXT: _described(text)}
         with self._sidecar.create() as file:
             durations = {"durations": ledger.frame_durations} if ledger.frame_durations else {}
-            file.write(json.dumps(ledger.metadata() | durations).encode("ascii") + b"\n")
+            file.write(json.dumps(ledger.metadata() | durations | described).encode("ascii") + b"\n")
         self._sidecar.commit()
         self._pending.commit()
 
