@@ -1,7 +1,7 @@
-"""Models that only their cards define, for transformers to load: the reference for the heads that it does not have.
+"""Reference models whose code stands only in their model cards, for transformers to load: heads that it does not have.
 
-They are written as the cards have them and share nothing with the graph's heads, neither code nor the way their
-weights are read, so that a mistake in one does not prove itself by the other.
+They are written as in the cards and share neither code nor weight loading with the graph's heads (``heads``), so that
+the parity test compares two independent implementations.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class CardHead(nn.Module):
 
 
 class CardModel:
-    """What the models of the cards have in common: an encoder, and a head on the mean of its frames.
+    """Base of the models of the cards: an encoder, and a head on the mean of its frames.
 
-    To be mixed into a family's ``PreTrainedModel``.
+    It is mixed into a family's ``PreTrainedModel``.
     """
 
     def add_heads(self, config: Any) -> None:
@@ -37,7 +37,7 @@ class CardModel:
         raise NotImplementedError
 
     def answer(self, pooled: Tensor) -> Tensor:
-        """The logits of utterances, from the means of their frames (batch, hidden)."""
+        """The logits of utterances, from the means of their frames: (batch, hidden) → (batch, K)."""
         raise NotImplementedError
 
 
@@ -69,7 +69,7 @@ class AgeGenderModel(CardModel):
 
 
 def card_class(family: str, card: type[CardModel]) -> Any:
-    """A card's model around the encoder of a family, which is given by the prefix of its classes in transformers."""
+    """The class of a card's model with a family's encoder; ``family`` is the prefix of its transformers classes."""
     base, encoder = (getattr(transformers, f"{family}{part}") for part in ("PreTrainedModel", "Model"))
 
     def initialise(self: Any, config: Any) -> None:

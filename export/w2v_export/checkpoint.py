@@ -1,4 +1,4 @@
-"""From a hub id, a folder or a seed to a reference model in PyTorch, with everything a bundle must know of it."""
+"""Load a checkpoint from the hub, a folder or a seed as a PyTorch reference model, with its manifest entries."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a reference computes of one utterance alone.
+    """The outputs of a reference model for one utterance alone.
 
-    ``layers`` (L + 1, T, D): what enters the first block and what leaves each; ``frames`` (T, D), the
-    ``last_hidden_state``; ``head``: what the head's columns hold, (K,) or at frame level (T, K), None without a head
-    or where the utterance is too short for it.
+    ``layers`` (L + 1, T, D) are the hidden states: the input of the first block, then the output of each block.
+    ``frames`` (T, D) is the ``last_hidden_state``. ``head`` has the values of the head's columns, (K,) or at frame
+    level (T, K); None without a head or if the utterance is too short for it.
     """
 
     layers: Array
@@ -51,7 +51,7 @@ class Outputs:
 
     @property
     def finite(self) -> bool:
-        """Whether none of it is NaN or infinite."""
+        """Whether no output holds NaN or infinity."""
         return all(
             values is None or bool(np.isfinite(values).all()) for values in (self.layers, self.frames, self.head)
         )
@@ -59,10 +59,10 @@ class Outputs:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A reference model as it is meant to be run: the model itself, its feature extractor, and what is known of both.
+    """A reference model with its feature extractor and their description.
 
-    ``model`` is transformers' own with its head, or one of ``card_models``. ``head`` is the same head as it goes into
-    the graph, from the same weights in another way.
+    ``model`` is transformers' model with its head, or one of ``card_models``. ``head`` is the same head as a module of
+    the graph; its weights are loaded independently of ``model``'s.
     """
 
     source: Source
@@ -74,26 +74,26 @@ class Checkpoint:
 
     @property
     def encoder(self) -> Any:
-        """The reference's encoder, without a head."""
+        """The reference model without its head."""
         return self.model.base_model
 
     @property
     def head_entry(self) -> Head | None:
-        """The head's place in the manifest."""
+        """The head's entry in the manifest; None without a head."""
         if (head := self.head) is None:
             return None
         outputs = (LOGITS, SPEAKER_EMBEDDINGS) if head.kind == "x-vector" else (LOGITS,)
         return Head(head.kind, head.labels, outputs, head.level, head.pooling, head.margin)
 
     def graph(self) -> InferenceGraph:
-        """The inference form, which takes over the reference's parameters."""
+        """The graph to export (:class:`InferenceGraph`), which takes over the reference's parameters."""
         conv = self.architecture.conv
         front_end, projection, encoder = self.family.parts(self.encoder, conv, self.extractor)
         return InferenceGraph(front_end, projection, encoder, conv, self.head).eval()
 
     @torch.inference_mode()
     def run(self, waveform: Array) -> Outputs:
-        """The reference itself on one utterance alone, (samples,)."""
+        """Run the reference model on one utterance alone, (samples,) float32."""
         inputs = self.extractor(waveform, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
         frames = self.architecture.conv.num_frames(len(waveform))
         entry = self.head_entry
@@ -102,7 +102,7 @@ class Checkpoint:
         run = self.model if with_head and not card else self.encoder
         with _hidden_states(self.encoder) as states:
             answer = run(**inputs)
-        # The log-mel extractor appends a frame, masked, where the last one is half a frame.
+        # The log-mel extractor appends a masked frame if the last frame is incomplete.
         *layers, last = (state[0, :frames] for state in states)
         head = None
         if with_head and entry is not None:
@@ -114,7 +114,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def _hidden_states(model: Any) -> Iterator[list[Tensor]]:
-    """Collect what enters an encoder's first block, what leaves each, and what the encoder returns, while it runs."""
+    """Collect an encoder's hidden states while it runs: the first block's input, all blocks' and its own output."""
     states: list[Tensor] = []
 
     def entered(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:  # noqa: ARG001
@@ -145,31 +145,31 @@ def load(model: str, revision: str | None = None, offline: bool = False) -> Chec
 def read_checkpoint(described: Description, offline: bool = False) -> Checkpoint:
     """Load the weights of a checkpoint.
 
-    transformers reads the reference from the folder in its own way. The graph's head comes from the files that
-    ``weight_files`` names, so that the proof compares the two.
+    transformers loads the reference model from the folder. The graph's head is loaded from the files that
+    ``weight_files`` finds, so that the parity test compares the two.
 
     Raises:
-        CheckpointError: it is of an unknown head, or lacks weights; every missing, unexpected, misshapen weight, and
-            every one that is not finite, is named.
+        CheckpointError: the head is unknown, or weights are missing, unexpected, of the wrong shape or not finite; the
+            message names every such weight.
     """
     files, folder = described.weight_files(offline), described.folder
     assert folder is not None
-    family, config, extractor = _built(described)
+    family, config, extractor = _instantiate(described)
     weights = read(files)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     try:
-        head = build_head(_beside(weights, family), config, described.vocabulary)
+        head = build_head(_head_weights(weights, family), config, described.vocabulary)
         model = family.model(config, head.kind if head else None)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    del weights  # an old pickle is in memory as a whole
+    del weights  # pickles of the old format are in memory as a whole
     with _silence():
         try:
             reference, info = model.from_pretrained(
                 folder, config=config, torch_dtype=torch.float32, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            with torch.device("meta"):  # a model without weights
+            with torch.device("meta"):  # the model without memory for weights
                 refuse_misshapen(folder, shapes, model(config))
             raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}") from None
     refuse_incomplete(folder, shapes, reference, info)
@@ -179,7 +179,7 @@ def read_checkpoint(described: Description, offline: bool = False) -> Checkpoint
 
 
 def seeded(model: str, seed: int) -> Checkpoint:
-    """Build the true architecture of a catalogue id or a local config with seeded random weights.
+    """Build the architecture of a catalogue id or checkpoint folder with seeded random weights (``--random-weights``).
 
     Raises:
         CheckpointError: as for ``describe_architecture``.
@@ -190,14 +190,14 @@ def seeded(model: str, seed: int) -> Checkpoint:
 def draw(described: Description, seed: int) -> Checkpoint:
     """Build an architecture with seeded random weights.
 
-    What initialises to a constant, such as biases and norms, is drawn at random too, so that a parity test sees every
-    weight. Shapes and speed are the model's; the embeddings mean nothing. The same seed gives the same weights on the
-    same release of PyTorch.
+    Parameters that initialise to a constant, such as biases and norms, are drawn at random too, so that a parity test
+    sees every weight. Shapes and speed are the model's; the embeddings are meaningless. The same seed gives the same
+    weights on the same release of PyTorch.
 
     Raises:
-        CheckpointError: its head cannot be exported.
+        CheckpointError: the head cannot be exported.
     """
-    family, config, extractor = _built(described)
+    family, config, extractor = _instantiate(described)
     if described.labels:
         config.id2label = dict(enumerate(described.labels))
     try:
@@ -206,28 +206,29 @@ def draw(described: Description, seed: int) -> Checkpoint:
             torch.manual_seed(seed)
             reference = model(config).eval()
         _randomise(reference, torch.Generator().manual_seed(seed))
-        head = build_head(_beside(reference.state_dict(), family), config, described.vocabulary)
+        head = build_head(_head_weights(reference.state_dict(), family), config, described.vocabulary)
     except CheckpointError as error:
         raise CheckpointError(f"{described.folder or described.name}: {error}") from None
     source = Source(described.name, None, RANDOM_WEIGHTS, seed, described.licence)
     return Checkpoint(source, described.architecture, family, reference, extractor, head)
 
 
-def _beside(weights: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+def _head_weights(weights: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """The weights that are not the encoder's."""
     return {name: weights[name] for name in beside_encoder(weights, family.prefix)}
 
 
-def _built(described: Description) -> tuple[Family, PretrainedConfig, Any]:
+def _instantiate(described: Description) -> tuple[Family, PretrainedConfig, Any]:
     """The family, config and feature extractor of a description."""
     family, options = FAMILIES[described.model_type], dict(described.config)
     if options["id2label"] is not None:
-        del options["num_labels"]  # which follows
+        del options["num_labels"]  # id2label determines it
     return family, family.config(**options), family.extractor(**described.extractor)
 
 
 @torch.no_grad()
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:
-    """Give what initialises to a constant, such as biases and norms, values that a mistake would show in."""
+    """Add noise to parameters that initialise to a constant, such as biases and norms, so that mistakes show."""
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if not value.is_floating_point() or value.numel() < 2 or value.min() != value.max():
             continue
@@ -239,7 +240,7 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 class _silence:  # noqa: N801 - used as a context manager, like contextlib's
-    """Keep transformers' warnings on unused weights out of the terminal: they are checked here, and refused."""
+    """Silence transformers' warnings of unused weights, which are checked and refused here."""
 
     def __enter__(self) -> None:
         self.level = transformers_logging.get_verbosity()

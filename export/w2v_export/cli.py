@@ -1,4 +1,4 @@
-"""``w2v-export``: words in, exit code out."""
+"""The command ``w2v-export``: options, progress and tables; the work is done by ``exporter``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def export(
         precisions = precision.split(",")
         refuse_early(model, output, precisions, revision, random_weights, overwrite, offline)
         console = Console(stderr=True)
-        exporter = _heavy_side()
+        exporter = _import_exporter()
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             tasks: dict[str, TaskID] = {}
@@ -91,7 +91,12 @@ def export(
         terminal.show_path(bundle.folder)
 
 
-def _heavy_side() -> ModuleType:
+def _import_exporter() -> ModuleType:
+    """Import the exporter, and with it PyTorch.
+
+    Raises:
+        EngineError: a package of the extra ``export`` is not installed.
+    """
     try:
         from w2v_export import exporter
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint's own files say of it, checked before anything is built of it and before any weight is read."""
+"""Describe a checkpoint by its config, feature extractor and vocabulary, checked before any weight is read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _FLOAT32_BYTES: Final = 4
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint but for its weights.
+    """A checkpoint without its weights.
 
-    ``config`` and ``extractor`` hold the fields of ``fields.LAYOUTS`` for its ``model_type``, every one. ``name`` is
-    the hub id or the folder's name, ``commit`` None for a folder. ``folder`` is where its files are; None for an entry
-    of the catalogue, whose ``labels`` are those of a regression head. ``vocabulary`` has the tokens in the order of
-    their ids, where the checkpoint lists them; None where it has a list a language.
+    ``config`` and ``extractor`` hold all fields of ``fields.LAYOUTS`` for the ``model_type``. ``name`` is the hub id or
+    the folder's name; ``commit`` is the hub's commit, None for a folder. ``folder`` holds the files; it is None for an
+    entry of the catalogue, whose ``labels`` are those of a regression head. ``vocabulary`` has the tokens in the order
+    of their ids; None if the checkpoint lists none, or one list for each language.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Description:
 
     @property
     def layout(self) -> Layout:
-        """The fields of its family."""
+        """The known fields of the model's family."""
         return LAYOUTS[self.model_type]
 
     @property
     def architecture(self) -> Architecture:
-        """What the manifest says of the model."""
+        """The model's architecture as the manifest holds it."""
         return Architecture(
             model_type=self.model_type,
             front_end=self.layout.front_end,
@@ -60,10 +60,10 @@ class Description:
         )
 
     def weight_files(self, offline: bool = False) -> Mapping[Path, frozenset[str] | None]:
-        """The files of the weights as ``weight_files.find`` returns them, fetched where they are on the hub.
+        """The weight files as ``weight_files.find`` returns them, fetched first if the checkpoint is on the hub.
 
         Raises:
-            CheckpointError: there are none, some are missing, or they are too small for the model.
+            CheckpointError: there are no weights, a file is missing, or the files are too small for the model.
         """
         assert self.folder is not None
         named = self.config[fields.WEIGHTS]
@@ -83,7 +83,8 @@ def describe(model: str, revision: str | None = None, offline: bool = False) -> 
     """Describe the checkpoint in a folder or on the hub.
 
     Raises:
-        CheckpointError: it cannot be found, or a file of it says what cannot be, with the file and the field.
+        CheckpointError: the checkpoint cannot be found, or a field in one of its files is invalid; the message names
+            both.
     """
     if os.path.isdir(model):
         return _read(Path(model), readable(Path(model).resolve().name), None, _licence(model))
@@ -92,10 +93,10 @@ def describe(model: str, revision: str | None = None, offline: bool = False) -> 
 
 
 def describe_architecture(model: str) -> Description:
-    """Describe what random weights are to be drawn for: a folder, or an entry of the catalogue.
+    """Describe an architecture for random weights: that of a checkpoint folder, or of an entry of the catalogue.
 
     Raises:
-        CheckpointError: it is neither, or as for ``describe``.
+        CheckpointError: ``model`` is neither, or as for ``describe``.
     """
     if os.path.isdir(model):
         return _read(Path(model), readable(Path(model).resolve().name), None, None)
@@ -136,7 +137,7 @@ def _read(folder: Path, name: str, commit: str | None, licence: str | None) -> D
 def _read_extractor(folder: Path, layout: Layout) -> dict[str, Any]:
     """The feature extractor's fields, from its own file or from the processor's, where new releases keep them.
 
-    Releases of transformers differ in which of the two they take, so where both are there they must say the same.
+    Releases of transformers differ in which of the two files they read, so if both exist they must agree.
     """
     found: dict[Path, dict[str, Any]] = {}
     if os.path.lexists(path := folder / PREPROCESSOR):
@@ -161,6 +162,7 @@ def _read_extractor(folder: Path, layout: Layout) -> dict[str, Any]:
 
 
 def _vocabulary(folder: Path) -> tuple[str, ...] | None:
+    """The tokens in the order of their ids; None without a vocabulary, with one a language, or with gaps in the ids."""
     tokens: dict[str, int] = {}
     token, index = text(), whole(0, 1 << 20)
     lists = Kind("an object from tokens to numbers", lambda entries: _maps(entries, token, index))
@@ -183,7 +185,7 @@ def _maps(entries: Any, names: Kind, values: Kind) -> bool:
 
 
 def _require_memory(path: Path, weights: int) -> None:
-    """Refuse a model that the machine could not even hold."""
+    """Refuse a model whose float32 weights exceed the machine's memory."""
     needed, there = weights * _FLOAT32_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise CheckpointError(

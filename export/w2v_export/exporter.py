@@ -1,4 +1,8 @@
-"""``export_bundle``: a checkpoint in, a proven bundle out."""
+"""``export_bundle``: turn a checkpoint into a bundle, and prove the bundle equal to PyTorch.
+
+The steps: describe the checkpoint, load it, run PyTorch on the parity cases, write the graphs of each precision (which
+products go into int8 is decided in ``precision.int8``), compare the bundle with PyTorch, write the manifest.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ Report = Callable[[str, int, int], None]
 
 
 class UnprovenError(ParityError):
-    """The export missed the tolerance of ``precision``; ``rows`` show where."""
+    """The exported bundle misses the tolerance of ``precision``; ``rows`` holds all comparisons."""
 
     def __init__(self, model: str, precision: str, rows: tuple[ParityRow, ...], failed: tuple[ParityRow, ...]) -> None:
         super().__init__(
@@ -59,7 +63,7 @@ def export_bundle(
     offline: bool = False,
     report: Report = lambda stage, done, total: None,
 ) -> Bundle:
-    """Export a checkpoint to a bundle that equals it, or to nothing.
+    """Export a checkpoint to a bundle that is proven equal to PyTorch; if the proof fails, nothing is left behind.
 
     Args:
         model: a hub id or a checkpoint folder.
@@ -67,18 +71,19 @@ def export_bundle(
         precision: precisions to write, of fp32, int8 and fp16.
         revision: a branch, tag or commit of the hub's repository.
         random_weights: take the architecture only, with random weights; needs no network.
-        seed: of the random weights.
-        check: recordings to prove the bundle on, beside the built-in signals.
-        overwrite: replace an existing bundle; only a folder that holds the files of one and no others is replaced.
+        seed: seed of the random weights.
+        check: recordings to prove the bundle on, in addition to the built-in signals.
+        overwrite: replace an existing bundle; a folder that holds other files than a bundle's is never replaced.
         offline: use only what the hub's cache holds.
         report: called with a stage's name and how much of it is done, (stage, i, n).
 
     Raises:
         CheckpointError: the checkpoint cannot be found, read or understood.
         RefusedError: a recording to check cannot be read, or is too short or too long.
-        OutputError: the output exists and is not to be replaced or cannot be, or another process writes to it.
+        OutputError: the output exists and may not or cannot be replaced, or another process writes to it.
         W2VError: the disk is full.
-        UnprovenError: the result differs from PyTorch by more than the tolerance.
+        ParityError: int8 or fp16 cannot be had within its tolerance.
+        UnprovenError: the bundle differs from PyTorch by more than the tolerance.
 
     Examples:
         >>> bundle = export_bundle("checkpoint", "bundle", precision=["fp32"])
@@ -99,7 +104,7 @@ def export_bundle(
         )
         with placing.writing(folder):
             bundle = write_bundle(checkpoint, references, staging, precision, report)
-        del checkpoint  # the proof opens the weights again, and they may be gigabytes
+        del checkpoint  # the proof loads the weights again, and they may take gigabytes
         bundle = prove(bundle, references, lambda i, n: report("comparing the bundle with PyTorch", i, n))
         with placing.writing(folder):
             bundle.save()
@@ -107,7 +112,11 @@ def export_bundle(
 
 
 def _check_description(checkpoint: Checkpoint) -> None:
-    """Refuse, before its work, what a manifest cannot say of a model."""
+    """Refuse a model whose description a manifest cannot hold, before the long work begins.
+
+    Raises:
+        CheckpointError: a field of the manifest would be invalid.
+    """
     try:
         for part in (checkpoint.source, checkpoint.architecture, checkpoint.head_entry):
             if part is not None:
@@ -119,7 +128,7 @@ def _check_description(checkpoint: Checkpoint) -> None:
 def write_bundle(
     checkpoint: Checkpoint, references: Sequence[Reference], folder: Path, precision: Sequence[str], report: Report
 ) -> Bundle:
-    """Write the graphs and the stored references into ``folder``; the manifest is still to be proven and written.
+    """Write the graphs and the stored references into ``folder``; the returned bundle's manifest is not yet written.
 
     Raises:
         ParityError: int8 or fp16 cannot be had within its tolerance.
@@ -177,7 +186,7 @@ def _write_precision(
 
 
 def prove(bundle: Bundle, references: Sequence[Reference], done: Callable[[int, int], None]) -> Bundle:
-    """Compare every precision, through the real :class:`Embedder`, and return the bundle with its parity rows.
+    """Compare every precision with PyTorch, through :class:`Embedder`, and return the bundle with its parity rows.
 
     Raises:
         UnprovenError: a comparison misses its tolerance.

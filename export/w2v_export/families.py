@@ -1,4 +1,7 @@
-"""The families of speech encoders that can be exported, by the ``model_type`` of their config."""
+"""The families of speech encoders that can be exported, by the ``model_type`` of their config.
+
+To add a family, add its entry here, its config fields to ``fields.LAYOUTS``, and its encoder to ``graph``.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,22 @@ from w2v_export.graph.wavlm import wavlm
 from w2v_models.errors import CheckpointError
 from w2v_models.manifest import LOG_MEL_FRONT_END, ConvStack
 
-#: The suffixes of transformers' classes whose heads are exported with the encoder, by the kind of head.
+#: Suffixes of the transformers classes whose heads are exported with the encoder, by the kind of head.
 HEAD_CLASSES: Final = {
     "ctc": "ForCTC",
     "sequence-classification": "ForSequenceClassification",
     "frame-classification": "ForAudioFrameClassification",
     "x-vector": "ForXVector",
 }
-#: The cards that define the other kinds of head.
+#: The models of the other kinds of head, which only model cards define.
 CARDS: Final = {"regression": EmotionModel, "age-gender": AgeGenderModel}
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family: its classes in transformers, and how its parts become a graph.
+    """A family of models: its classes in transformers, and how its parts become a graph.
 
-    ``name`` is the prefix of its classes in transformers, and ``encoder`` builds the graph's encoder from its model.
+    ``name`` is the prefix of its transformers classes; ``encoder`` builds the graph's encoder from a reference model.
     """
 
     model_type: str
@@ -45,33 +48,33 @@ class Family:
 
     @property
     def front_end(self) -> str:
-        """What turns samples into features."""
+        """The kind of front end, which turns samples into features."""
         return LAYOUTS[self.model_type].front_end
 
     @property
     def config(self) -> Any:
-        """The class of its configs."""
+        """The config class in transformers."""
         return getattr(transformers, f"{self.name}Config")
 
     @property
     def extractor(self) -> Any:
-        """The class of its feature extractors."""
+        """The feature extractor class in transformers."""
         return getattr(transformers, LAYOUTS[self.model_type].extractor["feature_extractor_type"].default)
 
     @property
     def prefix(self) -> str:
-        """What the names of an encoder's weights begin with where it was saved with a head."""
+        """The prefix of the encoder's weight names in a checkpoint that was saved with a head."""
         prefix: str = getattr(transformers, f"{self.name}Model").base_model_prefix
         return prefix
 
     def model(self, config: PretrainedConfig, head: str | None) -> Any:
-        """The class of a checkpoint, its head included.
+        """The reference class of a checkpoint, head included.
 
-        That is transformers' class that the config names, where it has one of the heads that are exported. Else
-        ``head``, the kind that the weights make up, decides: the encoder's class where there is none.
+        If the config's ``architectures`` names a transformers class with a head that can be exported, it is that class.
+        Else ``head``, the kind of head by the checkpoint's weights, decides; None stands for the encoder alone.
 
         Raises:
-            CheckpointError: neither transformers nor a card has this head in this family.
+            CheckpointError: neither transformers nor a model card has this head in this family.
         """
         classes = {f"{self.name}{suffix}" for suffix in HEAD_CLASSES.values()}
         architecture = (config.architectures or [""])[0]

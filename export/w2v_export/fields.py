@@ -1,7 +1,7 @@
-"""The fields of ``config.json`` and ``preprocessor_config.json`` that decide a model's numbers, family by family.
+"""The fields of ``config.json`` and ``preprocessor_config.json`` that affect a model's outputs, by family.
 
-Only these are handed to transformers. Whatever else a file holds is of training, generation or transformers' own
-bookkeeping, or of a model that is not one of these: it is left out, so that it can do nothing.
+Only these fields are passed to transformers. All others (of training, generation, transformers' bookkeeping, or other
+models) are ignored, so that they can do no harm.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from w2v_models.manifest import LOG_MEL_FRONT_END, WAVEFORM_FRONT_END, ConvStack
 
 Fields = dict[str, Field]
 
-#: The field that names the weights' file in place of the usual ones.
+#: The field that names the file of the weights, if it is not one of the usual ones.
 WEIGHTS: Final = "transformers_weights"
 
-#: Window and hop of the log-mel front end in samples, which ``SeamlessM4TFeatureExtractor`` does not let one choose.
+#: Window and hop of the log-mel front end in samples, which are fixed in ``SeamlessM4TFeatureExtractor``.
 MEL_WINDOW: Final = 400
 MEL_HOP: Final = 160
-#: The shortest speech of the proof that is given in seconds, which must hold a frame.
+#: The longest receptive field of a frame in seconds: the length of the shortest parity case that is set in seconds.
 LONGEST_FRAME: Final = 0.1
-#: Most frames a second; known models have 50. Attention grows with their square.
+#: The most frames per second; known models have 50. The cost of attention grows with the square.
 MOST_FRAMES: Final = 500
 
-#: Those of transformers that can be exported: all of its oldest supported release.
+#: Activation functions that can be exported: all of the oldest supported release of transformers.
 _ACTIVATION: Final = choice(
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "laplace"),
     *("leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "swish"),
@@ -100,7 +100,7 @@ def _positions(default: str, *others: str) -> Fields:
 
 
 _VOCABULARY: Final = whole(1, 1 << 20)
-#: Which head a checkpoint has, its sizes and the names of its columns; and the file of all its weights.
+#: The head's kind, its sizes and the names of its columns; and the file of the weights.
 _HEAD: Final[Fields] = {
     "architectures": Field(optional(several(text(), 32, least=0)), None),
     "id2label": Field(optional(labels()), None),
@@ -118,7 +118,7 @@ _SPEAKER_HEAD: Final[Fields] = {
     "tdnn_dilation": _several(whole(1, 1000), 1, 2, 3, 1, 1),
     "xvector_output_dim": Field(_WIDTH, 512),
 }
-#: What a config must not set, and why.
+#: Fields that a config must not set, and why.
 REFUSED: Final = {
     "add_adapter": "convolutions after the encoder are not exported",
     "use_intermediate_ffn_before_adapter": "a feed-forward after the encoder is not exported",
@@ -150,14 +150,14 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Layout:
-    """What describes the models of one family: the fields of its config and of its feature extractor."""
+    """The known fields of one family's config and feature extractor, and its kind of front end."""
 
     config: Fields
     extractor: Fields = field(default_factory=lambda: _WAVEFORM_EXTRACTOR)
     front_end: str = WAVEFORM_FRONT_END
 
     def conv(self, config: Values, extractor: Values) -> ConvStack:
-        """The strided levels between samples and frames."""
+        """The stack of strided convolutions (or mel windows) between samples and frames."""
         if self.front_end == LOG_MEL_FRONT_END:
             bands, stacked = extractor["num_mel_bins"], extractor["stride"]
             return ConvStack((MEL_WINDOW, stacked), (MEL_HOP, stacked), (bands, bands * stacked))
@@ -197,7 +197,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
 
 
 def config_problems(config: Values) -> Iterator[str]:
-    """What is wrong among fields of ``config.json`` that are each of their kind, in words."""
+    """Contradictions between fields of ``config.json`` that are valid one by one, as text."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if hidden % heads:
         yield f"num_attention_heads must divide hidden_size, but {heads} does not divide {hidden}"
@@ -227,7 +227,7 @@ def _unequal(config: Values, *names: str) -> Iterator[str]:
 
 
 def frame_problems(layout: Layout, config: Values, extractor: Values) -> Iterator[str]:
-    """What is wrong among fields of both files: in words, with the fields of the config."""
+    """Contradictions between config and feature extractor, and frames that are too long or too many, as text."""
     rate, conv = extractor["sampling_rate"], layout.conv(config, extractor)
     at = f"at the feature extractor's sampling_rate of {rate} Hz"
     if layout.front_end == LOG_MEL_FRONT_END:
@@ -246,7 +246,7 @@ def frame_problems(layout: Layout, config: Values, extractor: Values) -> Iterato
 
 
 def least_weights(config: Values) -> int:
-    """Numbers that a model of this config has at least: those of its blocks' attention and feed-forward, and more."""
+    """A lower bound on the count of a model's parameters: attention, feed-forward and convolutions."""
     hidden: int = config["hidden_size"]
     blocks: int = config["num_hidden_layers"] * hidden * (4 * hidden + 2 * config["intermediate_size"])
     dims: list[int] = config.get("conv_dim", [])

@@ -1,4 +1,4 @@
-"""Checkpoints on the hub: fetched, or found in its cache."""
+"""Fetch checkpoints from the Hugging Face hub, or find them in its local cache."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PREPROCESSOR: Final = "preprocessor_config.json"
 PROCESSOR: Final = "processor_config.json"
 VOCABULARY: Final = "vocab.json"
 ADDED_TOKENS: Final = "added_tokens.json"
-#: What says all but the weights.
+#: The files that describe a checkpoint, without its weights.
 DESCRIPTION: Final = (CONFIG, PREPROCESSOR, PROCESSOR, VOCABULARY, ADDED_TOKENS, weight_files.ADAPTER_CONFIG)
 
 
 def refuse_path(model: str) -> None:
-    """Refuse what was meant as a folder, but is none.
+    """Refuse a model name that looks like a path, but is no folder.
 
     Raises:
-        CheckpointError: it is a path and no hub id.
+        CheckpointError: ``model`` is a path and no hub id.
     """
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or os.path.lexists(model):
         raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a hub id such as org/name.")
 
 
 def fetch_description(model: str, revision: str | None, offline: bool) -> Path:
-    """Fetch what describes a checkpoint, or find it in the hub's cache: the snapshot, a folder named by its commit.
+    """Fetch the files that describe a checkpoint; return the snapshot in the hub's cache, a folder named by its commit.
 
     Raises:
         CheckpointError: the id is unknown, or the hub cannot be reached and the cache does not hold it.
@@ -42,14 +42,14 @@ def fetch_description(model: str, revision: str | None, offline: bool) -> Path:
 
 
 def fetch_weights(model: str, snapshot: Path, named: str | None) -> None:
-    """Fetch the weights into a snapshot: the files that transformers would load from the whole repository, no others.
+    """Fetch the weights into a snapshot: only the files that transformers would load from the whole repository.
 
-    Where the hub cannot be reached, those that the cache holds have to do.
+    If the hub cannot be reached, the files in the cache are used.
 
     Args:
         model: the hub id.
-        snapshot: what ``fetch_description`` returned.
-        named: the file of weights that the config names, if it does.
+        snapshot: the folder that ``fetch_description`` returned.
+        named: the file of weights that the config names, or None.
 
     Raises:
         CheckpointError: the hub cannot be reached and the cache holds no weights; or an index is damaged.
@@ -58,7 +58,7 @@ def fetch_weights(model: str, snapshot: Path, named: str | None) -> None:
 
     commit = snapshot.name
     try:
-        with _told(model):
+        with _hub_errors(model):
             listed = set(HfApi().list_repo_files(model, revision=commit))
     except CheckpointError:
         if weight_files.entry(lambda name: os.path.isfile(snapshot / name), named) is None:
@@ -66,7 +66,7 @@ def fetch_weights(model: str, snapshot: Path, named: str | None) -> None:
         return
     first = weight_files.entry(listed.__contains__, named)
     if first is None:
-        return  # what there is instead is told where the snapshot is read
+        return  # ``weight_files.find`` reports what there is instead
     _snapshot(model, commit, [first])
     if first.endswith(weight_files.INDEX_SUFFIX):
         _snapshot(model, commit, set(weight_files.read_index(snapshot / first).values()))
@@ -75,14 +75,14 @@ def fetch_weights(model: str, snapshot: Path, named: str | None) -> None:
 def _snapshot(model: str, revision: str | None, names: Iterable[str], offline: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
-    with _told(model):
+    with _hub_errors(model):
         patterns = [glob.escape(name) for name in names]
         return Path(snapshot_download(model, revision=revision, local_files_only=offline, allow_patterns=patterns))
 
 
 @contextlib.contextmanager
-def _told(model: str) -> Iterator[None]:
-    """Tell what the hub answers, or that it does not, in a sentence."""
+def _hub_errors(model: str) -> Iterator[None]:
+    """Turn errors of the hub, and a hub that cannot be reached, into a :class:`CheckpointError`."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -102,5 +102,6 @@ def _told(model: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message without a full stop, or its class name if the message is empty."""
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__

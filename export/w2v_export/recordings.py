@@ -1,4 +1,4 @@
-"""The user's own recordings that a bundle is to be proven on, decoded before the checkpoint is loaded."""
+"""Read the recordings of ``--check``, on which a bundle is proven too, before the checkpoint is loaded."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Recording = tuple[Path, Waveform]
 
 
 def read_recordings(paths: Sequence[Path], architecture: Architecture) -> list[Recording]:
-    """Decode recordings, each once however often it is named.
+    """Decode recordings; one that is named several times is decoded once.
 
     Raises:
-        RefusedError: one cannot be read, is shorter than a frame, or longer than what is embedded whole.
+        RefusedError: a recording cannot be read, is shorter than a frame, or too long to be embedded without windows.
     """
     return [(path, _read(path, architecture)) for path in {os.path.abspath(path): path for path in paths}.values()]
 
@@ -52,7 +52,7 @@ def _read(path: Path, architecture: Architecture) -> Waveform:
 
 
 def named(recordings: Sequence[Recording], taken: Collection[str]) -> dict[str, Waveform]:
-    """Recordings by the names of their files, or by their paths where that name is another's or ``taken``."""
+    """Recordings by file name, or by path if several have the same file name or it is one of ``taken``."""
     times = Counter([*taken, *(readable(path.name) for path, _ in recordings)])
     return {
         name if times[name := readable(path.name)] == 1 else readable(_with_folder(path)): waveform

@@ -1,4 +1,4 @@
-"""References for the proof: what PyTorch computes of each waveform, one file at a time."""
+"""Reference outputs for the parity test: PyTorch's results for each waveform, one at a time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ STORED_SECONDS: Final = 1.0
 def reference_outputs(
     checkpoint: Checkpoint, recordings: Sequence[Recording], done: Callable[[int, int], None]
 ) -> list[Reference]:
-    """Run the reference on the built-in waveforms and on the user's recordings.
+    """Run the PyTorch reference on the built-in waveforms and on the user's recordings.
 
     ``done(i, n)`` is called after the i-th of n runs.
 
     Raises:
-        CheckpointError: the reference itself computes NaN or infinity of one.
+        CheckpointError: PyTorch itself computes NaN or infinity for a waveform.
     """
     architecture = checkpoint.architecture
     cases = parity_waveforms(architecture.conv, architecture.sample_rate)
@@ -45,5 +45,5 @@ def reference_outputs(
 
 
 def stored(references: Sequence[Reference], rate: int) -> list[Reference]:
-    """The references short enough to travel with the bundle."""
+    """The references of at most ``STORED_SECONDS``, which are stored in the bundle; ``rate`` is in Hz."""
     return [reference for reference in references if len(reference.waveform) <= STORED_SECONDS * rate]

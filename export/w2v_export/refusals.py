@@ -1,4 +1,4 @@
-"""What an export refuses before it imports PyTorch: seconds of waiting, and a stage announced, for nothing."""
+"""Refuse an impossible export before PyTorch is imported, which takes seconds."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ def refuse_early(
     overwrite: bool,
     offline: bool,
 ) -> None:
-    """Refuse a model that can be known not to be had, an unknown precision, and an output that is not to be replaced.
+    """Refuse a model that is known to be unavailable, an unknown precision, and an output that may not be replaced.
 
     Raises:
-        RefusedError: a precision is not known.
-        CheckpointError: the model is a folder whose files say what cannot be, or lack; or is no folder and looks like a
-            path, is not in the catalogue though its weights are to be random, or is not in the hub's cache though
-            nothing may be fetched.
-        OutputError: the output exists and is not to be replaced, or cannot be.
+        RefusedError: a precision is unknown.
+        CheckpointError: the model is a folder whose files are missing or invalid; or it is no folder and looks like a
+            path; or it is not in the catalogue, with random weights; or it is not in the hub's cache, offline.
+        OutputError: the output exists and may not or cannot be replaced.
     """
     if unknown := [name for name in precision if name not in PRECISIONS]:
         raise RefusedError(f"precision {', '.join(unknown)!r} cannot be exported; known: {', '.join(PRECISIONS)}.")
@@ -54,10 +53,10 @@ def refuse_early(
 
 
 def refuse_place(model: str, folder: Path, overwrite: bool) -> None:
-    """Refuse an output that is no place for a bundle of this model.
+    """Refuse an output folder that contains the checkpoint or is inside it, or where no bundle can be written.
 
     Raises:
-        OutputError: the checkpoint is there, or :func:`w2v_runtime.bundles.placing.check` refuses the place.
+        OutputError: the output is such a folder, or :func:`w2v_runtime.bundles.placing.check` refuses the folder.
     """
     if os.path.isdir(model) and _is_within(Path(model), folder):
         raise OutputError(f"{folder} holds the checkpoint itself, {model}; choose another --output.")
@@ -67,7 +66,7 @@ def refuse_place(model: str, folder: Path, overwrite: bool) -> None:
 
 
 def _is_within(path: Path, folder: Path) -> bool:
-    """Whether ``path`` is a folder or below it, whatever names and links lead there."""
+    """Whether ``path`` is ``folder`` or below it, compared by the real files and not by names."""
     real = Path(os.path.realpath(path))
     return os.path.isdir(folder) and any(
         os.path.exists(part) and part.samefile(folder) for part in (real, *real.parents)
@@ -87,7 +86,7 @@ def _check_cached(model: str, revision: str | None) -> None:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
     except ModuleNotFoundError:
-        return  # what is not installed is told where all of it is imported
+        return  # the import of the exporter reports missing packages
     try:
         cached = try_to_load_from_cache(model, CONFIG, revision=revision)
     except HFValidationError as error:

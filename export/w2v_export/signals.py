@@ -1,4 +1,4 @@
-"""The waveforms that a bundle is proven on: speech-like, noise, silence, quiet and offset ones, seeded."""
+"""Synthetic waveforms for the parity test: speech-like, noise, silence, quiet and with an offset, all seeded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SYLLABLE_SECONDS: Final = 0.2
 
 
 def speech_like(samples: int, rate: int, seed: int = 0) -> Waveform:
-    """A babble of vowels: (samples,), peak 0.5. Harmonics of a wandering pitch, weighted by formants, in syllables.
+    """Synthetic vowels, (samples,) float32 with peak 0.5: harmonics of a varying pitch, weighted by formants.
 
-    Not speech, but with its traits that matter to the model: harmonic, formant-shaped, modulated at 5 Hz, with pauses.
+    It has the traits of speech that matter to the model: harmonics, formants, modulation at 5 Hz, pauses.
     """
     random = np.random.default_rng(seed)
     time = np.arange(samples) / rate
@@ -44,12 +44,12 @@ def noise(samples: int, seed: int = 0) -> Waveform:
 
 
 def scale(waveform: npt.NDArray[np.floating], peak: float) -> Waveform:
-    """Scale to a peak magnitude."""
+    """Scale a waveform to a peak magnitude; returns float32."""
     return (waveform * (peak / max(float(np.abs(waveform).max()), 1e-30))).astype(np.float32)
 
 
 def parity_waveforms(conv: ConvStack, rate: int) -> dict[str, Waveform]:
-    """The built-in cases by name: speech from one frame to 12 s, and what breaks a mistaken graph."""
+    """The built-in parity cases by name: speech from one frame to 12 s, and signals that reveal errors of a graph."""
 
     def seconds(value: float) -> int:
         return round(value * rate)
@@ -69,6 +69,6 @@ def parity_waveforms(conv: ConvStack, rate: int) -> dict[str, Waveform]:
         "noise 2.1 s": noise(seconds(2.1)),
         "silence 1.3 s": np.zeros(seconds(1.3), np.float32),
         "quiet 1 s": scale(speech_like(seconds(1), rate, seed=10), 1e-3),
-        # A larger offset would measure the reference: it takes the mean in float32, at the offset's resolution.
+        # With a larger offset the reference itself is inexact: it takes the mean in float32.
         "offset 1.9 s": speech_like(seconds(1.9), rate, seed=11) * np.float32(0.8) + np.float32(0.1),
     }

@@ -1,4 +1,4 @@
-"""A checkpoint's JSON files, read without trust: regular files of a bounded size, and fields of their kind alone."""
+"""Read a checkpoint's JSON files without trust: regular files of bounded size, with a type check of every field."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, Final
 from w2v_models import schema
 from w2v_models.errors import CheckpointError
 
-#: More than any config, vocabulary or index of weights has.
+#: The size limit of a JSON file, above that of any config, vocabulary or index of weights.
 MAX_JSON_BYTES: Final = 16 << 20
-#: Characters of a label: a name, not a text.
+#: The most characters of a label.
 MAX_LABEL: Final = 256
 MAX_LABELS: Final = 1 << 16
 _LISTED: Final = 12
@@ -25,7 +25,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
-        CheckpointError: it is missing, no regular file, unreadable, larger than ``MAX_JSON_BYTES``, or something else.
+        CheckpointError: the file is missing, not regular, unreadable, above ``MAX_JSON_BYTES``, or no JSON object.
     """
     try:
         content = _read(path)
@@ -41,7 +41,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a file that is regular before it is opened and after, so that nothing else is waited for."""
+    """Read a file, after a check before and after opening that it is regular: a FIFO or a device may block."""
     _require_regular(path, os.stat(path))
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         _require_regular(path, os.fstat(file.fileno()))
@@ -57,7 +57,7 @@ def _require_regular(path: Path, status: os.stat_result) -> None:
 
 
 def contents(folder: Path) -> str:
-    """What a folder holds, for a message: the names of its first files, folders with a slash."""
+    """The contents of a folder as text for a message: its first entries by name, folders with a slash."""
     try:
         entries = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(folder))
     except OSError as error:
@@ -69,13 +69,13 @@ def contents(folder: Path) -> str:
 
 
 def readable(name: str) -> str:
-    """A file's name as text that a manifest can hold: bytes that are no UTF-8 are escaped."""
+    """A file's name as valid UTF-8 text for a manifest: other bytes are escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a field may hold, in words and as a test."""
+    """The values that a field may hold, as text for messages (``wanted``) and as a predicate (``fits``)."""
 
     wanted: str
     fits: Callable[[Any], bool]
@@ -83,7 +83,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Field:
-    """What a field may hold, and what it means to leave it out."""
+    """The values that a field may hold, and the default if it is missing."""
 
     kind: Kind
     default: Any
@@ -128,7 +128,7 @@ def text() -> Kind:
 
 
 def plain_path(*suffixes: str) -> Kind:
-    """The path of a file below the folder that names it."""
+    """A relative path, with one of these suffixes, that does not leave its folder."""
     return Kind(
         f"a path below the folder that ends in {' or '.join(suffixes)}",
         lambda value: type(value) is str and value.endswith(suffixes) and _is_below(value),
@@ -159,10 +159,10 @@ def _is_below(value: str) -> bool:
 
 
 def checked(where: Path | str, data: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """The fields of ``data`` that are in the table, each of its kind, or its default; all others are left out.
+    """The values of the fields in the table ``fields``, with defaults for missing ones; other fields are left out.
 
     Raises:
-        CheckpointError: some are not, every one named with what it must be.
+        CheckpointError: values are invalid; the message names each field and what it must be.
     """
     if not isinstance(data, dict):
         raise CheckpointError(f"{where} must hold an object, not {schema.shown(data)}.")
@@ -172,11 +172,12 @@ def checked(where: Path | str, data: Any, fields: Mapping[str, Field]) -> dict[s
 
 
 def problem(name: str, kind: Kind, value: Any) -> str:
+    """The message for an invalid value of the field ``name``."""
     return f"{name} must be {kind.wanted}, not {schema.shown(value)}"
 
 
 def refuse(where: Path | str, problems: list[str]) -> None:
-    """Raise what is wrong with a file in one sentence, where something is.
+    """Raise all problems of a file in one message, if there are any.
 
     Raises:
         CheckpointError: there are problems.

@@ -1,8 +1,8 @@
-"""Which files hold a checkpoint's weights: exactly those that transformers loads from its folder, decided here alone.
+"""Find the files of a checkpoint's weights: exactly those that transformers loads from its folder.
 
 transformers (``_get_resolved_checkpoint_files`` in its ``modeling_utils``, the same from 4.53 to 5) takes the file that
-the config names, else the first of ``ORDER`` that there is, and from an index all the files that it names. Whatever
-else lies in the folder, however it is called, is not read.
+the config names, else the first of ``ORDER`` that exists; if that is an index, all files (shards) that it names. No
+other file of the folder is read. Only this module decides which files those are.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ SAFETENSORS: Final = "model.safetensors"
 PICKLE: Final = "pytorch_model.bin"
 INDEX_SUFFIX: Final = ".index.json"
 ORDER: Final = (SAFETENSORS, SAFETENSORS + INDEX_SUFFIX, PICKLE, PICKLE + INDEX_SUFFIX)
-#: What PEFT saves of a model: what it adds to the weights of another.
+#: The config of a PEFT adapter, whose weights change those of a base model.
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTERS: Final = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
 
-#: What a clone without Git LFS has in the place of a large file.
+#: The first bytes of a Git LFS pointer, which a clone without Git LFS has in place of a large file.
 _LFS_POINTER: Final = b"version https://git-lfs"
 _OBJECT: Final = Kind("an object", lambda value: type(value) is dict)
 
 
 def entry(has: Callable[[str], bool], named: str | None) -> str | None:
-    """The file or index that is loaded: the one ``named`` in the config, else the first that there is, if any."""
+    """The file or index to load: the one ``named`` in the config, else the first of ``ORDER`` that exists, or None."""
     return named or next((name for name in ORDER if has(name)), None)
 
 
@@ -37,7 +37,7 @@ def read_index(path: Path) -> dict[str, str]:
     """The file of each weight, by the weight's name, from an index of weights.
 
     Raises:
-        CheckpointError: it is no index, or names files of another format or outside its folder.
+        CheckpointError: the file is no index, or names files of another format or outside its folder.
     """
     suffix = Path(path.name.removesuffix(INDEX_SUFFIX)).suffix
     shard = plain_path(suffix)
@@ -54,10 +54,10 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def find(folder: Path, named: str | None) -> Mapping[Path, frozenset[str] | None]:
-    """The files with a folder's weights, each with the names that an index says it holds, None without an index.
+    """The files with a folder's weights, each with the weight names that the index lists for it, None without index.
 
     Raises:
-        CheckpointError: there are none, or some are missing or cannot be read.
+        CheckpointError: there are no weights, or a file is missing or cannot be read.
     """
     first = entry(lambda name: os.path.isfile(folder / name), named)
     if first is None:
@@ -87,10 +87,10 @@ def _require_readable(folder: Path, names: list[str], why: str) -> None:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Refuse a folder with an adapter, which transformers without PEFT would leave out in silence.
+    """Refuse a folder with a PEFT adapter, which transformers without PEFT would silently ignore.
 
     Raises:
-        CheckpointError: there is one; with what merges it.
+        CheckpointError: the folder holds an adapter; the message shows how to merge it.
     """
     if found := [name for name in ADAPTERS if os.path.lexists(folder / name)]:
         raise CheckpointError(

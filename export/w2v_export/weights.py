@@ -1,4 +1,4 @@
-"""The weights of a checkpoint: read from their files, which of them stand beside the encoder, whether all are there."""
+"""Read a checkpoint's weights, find those beside the encoder, and check that all are there, shaped and finite."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from w2v_export.hub import CONFIG, first_line
 from w2v_models import schema
 from w2v_models.errors import CheckpointError
 
-#: The training mask's embedding, absent from some checkpoints and never used in inference.
+#: The embedding of masked frames in training, missing from some checkpoints and never used in inference.
 UNUSED_WEIGHTS: Final = ("masked_spec_embed",)
-#: First parts of the names of an encoder's weights, where it was saved without a head.
+#: First parts of the encoder's weight names in a checkpoint that was saved without a head.
 _ENCODER_PARTS: Final = frozenset(("feature_extractor", "feature_projection", "encoder", *UNUSED_WEIGHTS))
-#: Integers that go with a batch norm, and nothing else does.
+#: The counter of a batch norm: the only integer weight that is accepted.
 _COUNTER: Final = "num_batches_tracked"
-#: How older releases of transformers called the parts of a weight norm.
+#: Names of a weight norm's parts in older releases of transformers, and their present names.
 _RENAMED: Final = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
-#: Formats of safetensors that hold PyTorch's names and shapes; absent in files of others than transformers.
+#: Values of ``format`` in a safetensors header with PyTorch's names and shapes; None if it has none.
 _FORMATS: Final = (None, "pt", "mlx")
 
 
 def read(files: Mapping[Path, frozenset[str] | None]) -> dict[str, Tensor]:
-    """Every weight by its name, from files with the names that each must hold.
+    """Read all weights by name from ``files``, each with the weight names that its index lists, or None.
 
-    Files are mapped into memory, old pickles aside, so that what is not used is not read.
+    Files are memory-mapped, except pickles of the old format, so that unused weights are not read.
 
     Raises:
-        CheckpointError: a file is damaged or of another format, holds other weights than its index says, or weights
-            that are no floating-point numbers.
+        CheckpointError: a file is damaged or of another format, holds other weights than its index lists, or weights
+            that are not floating-point numbers.
     """
     weights: dict[str, Tensor] = {}
     for path, expected in files.items():
@@ -89,10 +89,10 @@ def _is_readable(name: str, value: Tensor) -> bool:
 
 
 def beside_encoder(names: Iterable[str], prefix: str) -> set[str]:
-    """Which of a checkpoint's weights are not the encoder's.
+    """The names of a checkpoint's weights that are not the encoder's.
 
-    Saved with a head, the encoder's names begin with ``prefix`` and a dot. Saved alone, they have none, and are known
-    by their first part, which also finds encoder weights that have no place in the model.
+    In a checkpoint with a head, the encoder's names begin with ``prefix`` and a dot. In one of the encoder alone they
+    have no prefix and are recognised by their first part, also those that the model has no parameter for.
     """
     names, prefix = set(names), f"{prefix}."
     if any(name.startswith(prefix) for name in names):
@@ -101,16 +101,16 @@ def beside_encoder(names: Iterable[str], prefix: str) -> set[str]:
 
 
 def refuse_incomplete(folder: Path, shapes: Mapping[str, tuple[int, ...]], model: Any, info: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that leaves a weight as it was initialised, or holds an encoder weight without a place.
+    """Refuse a checkpoint that lacks a weight of the model, or holds an encoder weight that the model does not have.
 
     Args:
-        folder: the checkpoint's.
-        shapes: those of its weights, by their names in the files.
-        model: what transformers loaded of them.
-        info: what it said about it.
+        folder: the checkpoint's folder.
+        shapes: the shapes of its weights, by their names in the files.
+        model: the model that transformers loaded.
+        info: the ``loading_info`` that transformers returned.
 
     Raises:
-        CheckpointError: with every such weight.
+        CheckpointError: there are such weights; the message names each.
     """
     beside = beside_encoder(shapes, model.base_model_prefix)
     problems = {
@@ -123,10 +123,10 @@ def refuse_incomplete(folder: Path, shapes: Mapping[str, tuple[int, ...]], model
 
 
 def refuse_misshapen(folder: Path, shapes: Mapping[str, tuple[int, ...]], model: Any) -> None:
-    """Refuse weights that do not have the shape of their place in a model, which need hold no weights of its own.
+    """Refuse weights whose shape differs from that of the model's parameter; ``model`` may be on the meta device.
 
     Raises:
-        CheckpointError: with every such weight by its name in the file, and both shapes.
+        CheckpointError: there are such weights; the message has each name in the file, and both shapes.
     """
     own, prefix = model.state_dict(), f"{model.base_model_prefix}."
     found = []
@@ -144,10 +144,10 @@ def refuse_misshapen(folder: Path, shapes: Mapping[str, tuple[int, ...]], model:
 
 
 def refuse_not_finite(folder: Path, model: Any) -> None:
-    """Refuse weights that hold NaN or infinity, of which every embedding would.
+    """Refuse weights that hold NaN or infinity, which would spread to every embedding.
 
     Raises:
-        CheckpointError: with every such weight.
+        CheckpointError: there are such weights; the message names each.
     """
     used = {name: value for name, value in model.state_dict().items() if not name.endswith(UNUSED_WEIGHTS)}
     if bad := [name for name, value in used.items() if value.numel() and not _is_finite(value)]:
@@ -158,5 +158,5 @@ def refuse_not_finite(folder: Path, model: Any) -> None:
 
 
 def _is_finite(value: Tensor) -> bool:
-    """By the extremes, in which NaN shows too: many times faster than number by number."""
+    """Whether all numbers are finite, by minimum and maximum (NaN reaches both): many times faster than one by one."""
     return all(bool(extreme.isfinite()) for extreme in value.aminmax())

@@ -1,7 +1,8 @@
-"""From the inference forms to ONNX files that share one file of weights: optimum's exporter with our own graphs.
+"""Write the graphs as ONNX files that share one file of weights, with optimum's exporter.
 
-The exporter never sees a weight: it traces graphs that take theirs as inputs, and these become references into one
-file, written tensor by tensor. So a model may be larger than a protobuf, and every further graph costs only its nodes.
+The exporter never holds the weights: it traces graphs that take their weights as inputs, and these inputs become
+references into one external data file, which is written tensor by tensor. So a model may be larger than a protobuf's
+2 GB, and each further graph adds only its nodes.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from w2v_runtime.graphs.onnx_file import OnnxFile
 
 #: The newest operator set that the TorchScript exporter writes.
 TRACED_OPSET: Final = 20
-#: The first with ``Attention`` taking ``nonpad_kv_seqlen``. No operator that we emit changed meaning in between.
+#: The first operator set whose ``Attention`` has ``nonpad_kv_seqlen``. The other operators used are the same in both.
 OPSET: Final = 24
 #: The IR version that came with that operator set.
 IR_VERSION: Final = 11
 #: Tensors of at least this many bytes go to the external data file; axes and scalars stay in the graph.
 EXTERNAL_BYTES: Final = 1024
-#: What adds the position to the projected features, in encoders that do so here.
+#: The node that adds the position embedding to the projected features, in encoders that have one.
 _ENTRY_SUM: Final = "/encoder/entry/Add"
-#: Where tensors start in that file, so that engines can map them as they are.
+#: The alignment in bytes of tensors in the external data file, so that engines can memory-map them.
 ALIGNMENT: Final = 4096
 
 GRAPH: Final = "model"
@@ -54,7 +55,7 @@ _BATCH: Final = {0: "batch"}
 
 
 class GraphOnnxConfig(OnnxConfig):
-    """What optimum needs to know of one of our modules: an example of its inputs, and the outputs' names."""
+    """What optimum needs to export a module: example inputs, and the outputs by name."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
 
@@ -75,7 +76,7 @@ class GraphOnnxConfig(OnnxConfig):
 
 
 def _axes(name: str, value: torch.Tensor) -> dict[int, str]:
-    """The dynamic axes: the batch, and time where there is any."""
+    """The dynamic axes of an input or output: the batch, and time if it has one."""
     if name == LAYER_WEIGHTS:
         return {}
     time = {1: "samples"} if name == WAVEFORM else {1: "frames"} if value.ndim == 3 else {}
@@ -84,7 +85,7 @@ def _axes(name: str, value: torch.Tensor) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Graphs:
-    """The files of one precision; ``head`` and ``mel`` only where the model has such."""
+    """The files of one precision; ``head`` and ``mel`` are None if the model has no such graph."""
 
     graph: Path
     layers: Path
@@ -97,7 +98,7 @@ class Graphs:
 def export_graphs(
     model: InferenceGraph, architecture: Architecture, head: Head | None, folder: Path, suffix: str = ""
 ) -> Graphs:
-    """Write the graphs of ``model`` and their common weights into ``folder``, ``suffix`` ending the stems of the names.
+    """Write the graphs of ``model`` and their shared weights into ``folder``; file names are ``<graph><suffix>.onnx``.
 
     The graphs hold standard ONNX operators of operator set :data:`OPSET` only, and their axes are dynamic.
     """
@@ -133,7 +134,7 @@ def export_graphs(
 
 
 def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path) -> onnx.ModelProto:
-    """Trace a module through optimum's exporter, raised to our operator set; weights are still inputs."""
+    """Trace a module with optimum's exporter and raise the graph to :data:`OPSET`; the weights are still inputs."""
     tensors.register_symbolics(TRACED_OPSET)
     quantised.register_symbolics(TRACED_OPSET)
     model = model.eval()
@@ -156,16 +157,16 @@ def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path
 
 
 def raise_opset(proto: onnx.ModelProto) -> None:
-    """Declare a traced graph to be of our operator set, which alone knows its attention."""
+    """Declare a traced graph to be of operator set :data:`OPSET`, which its ``Attention`` needs."""
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     proto.ir_version = IR_VERSION
 
 
 def _name_axes(proto: onnx.ModelProto, hidden_size: int) -> None:
-    """Say of the encoder's first sum that it is (batch, frames, hidden).
+    """Declare the shape of the encoder's first sum, (batch, frames, hidden).
 
-    ONNX Runtime passes that on to all that follows. It joins a sum and a norm only where it knows two shapes as equal.
+    ONNX Runtime infers the following shapes from it. It fuses a sum with a norm only if the two shapes are known equal.
     """
     half = any(tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.input)
     number = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
@@ -180,7 +181,7 @@ def _inputs_of_nodes(proto: onnx.ModelProto) -> set[str]:
 
 
 def _write_weights(model: torch.nn.Module, protos: Iterable[onnx.ModelProto], path: Path) -> dict[str, tuple[int, int]]:
-    """Write every weight that a graph uses, one after the other: its offset and length in bytes by name."""
+    """Write all large weights that a graph uses to one file; return each one's offset and length in bytes by name."""
     used = set[str]().union(*(_inputs_of_nodes(proto) for proto in protos))
     places: dict[str, tuple[int, int]] = {}
     with path.open("wb") as file:
@@ -188,7 +189,7 @@ def _write_weights(model: torch.nn.Module, protos: Iterable[onnx.ModelProto], pa
             if name in used and tensor.nbytes >= EXTERNAL_BYTES:
                 file.seek(-file.tell() % ALIGNMENT, os.SEEK_CUR)
                 places[name] = file.tell(), tensor.nbytes
-                file.write(tensor.contiguous().numpy().data)  # numpy's own way to a file hides why a disk refuses it
+                file.write(tensor.contiguous().numpy().data)  # numpy's tofile hides the reason of a disk error
     return places
 
 
@@ -205,7 +206,7 @@ def _refer(proto: onnx.ModelProto, model: torch.nn.Module, data: str, places: di
             name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         )
         if name in places:
-            tensor.raw_data = b""  # of the field's presence, the next call makes sure
+            tensor.raw_data = b""  # the next call requires the field to be present
             set_external_data(tensor, data, *places[name])
             tensor.ClearField("raw_data")
         else:
@@ -215,7 +216,7 @@ def _refer(proto: onnx.ModelProto, model: torch.nn.Module, data: str, places: di
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's notes on tracing and deprecation, which the user can do nothing about."""
+    """Silence the exporter's warnings about tracing and deprecation, which the user cannot act on."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "optimum")]
     levels = [logger.level for logger in loggers]
     try:

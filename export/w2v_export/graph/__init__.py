@@ -1,1 +1,1 @@
-"""The inference form of a speech encoder: raw samples and lengths in, named outputs out."""
+"""The modules that are exported to ONNX: front ends, encoders, pooling, and their int8 and fp16 forms."""

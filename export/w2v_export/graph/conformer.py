@@ -20,7 +20,7 @@ from w2v_export.graph.tensors import Dense, attention, cast
 
 
 class BareEntry(nn.Module):
-    """Layer 0 is the projected features themselves; the Conformer's positional convolution is loaded but never run."""
+    """Layer 0 is the projected features unchanged: the reference loads a positional convolution but never runs it."""
 
     def forward(self, x: Tensor, frames: Frames) -> Tensor:  # noqa: ARG002
         return x
@@ -29,8 +29,8 @@ class BareEntry(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Sinusoids of the distances from query to key (Dai et al. 2019, "Transformer-XL", section 3.3).
 
-    Shape: (batch, time, hidden) → (2·time, hidden), row m for the distance time - m: row 0 is there for
-    :func:`shift` alone. All sines come before all cosines, where the reference has them in turn.
+    Shape: (batch, time, hidden) → (2·time, hidden), row m for the distance time - m; only :func:`shift` needs row 0.
+    All sines come before all cosines, whereas the reference alternates them.
     """
 
     frequencies: Tensor
@@ -65,9 +65,9 @@ class RotaryPositions(nn.Module):
 
 
 class DistanceIndex(nn.Module):
-    """Which row of the distance embedding stands between a query and a key (Shaw et al. 2018).
+    """The row of the distance embedding for each query and key (Shaw et al. 2018).
 
-    Shape: (batch, time, hidden) → (time, time) int64, from 0, far to the left, to left + right.
+    Shape: (batch, time, hidden) → (time, time) int64, the clipped distance key - query + left: 0 … left + right.
     """
 
     def __init__(self, left: int, right: int) -> None:
@@ -80,11 +80,11 @@ class DistanceIndex(nn.Module):
 
 
 def shift(scores: Tensor) -> Tensor:
-    """From scores by distance to scores by key: (batch, heads, time, 2·time) → (batch, heads, time, time).
+    """Turn scores by distance into scores by key: (batch, heads, time, 2·time) → (batch, heads, time, time).
 
     Column m of row i holds the distance time - m, and key j of that row is at distance i - j: its score is at
-    m = time - i + j, which is at i·(2·time - 1) + time + j in memory. So without the first ``time`` numbers,
-    and in rows shorter by one, column j holds key j ("Transformer-XL", appendix B).
+    m = time - i + j, which is at i·(2·time - 1) + time + j in memory. So after the first ``time`` numbers are
+    dropped and rows made shorter by one, column j holds key j ("Transformer-XL", appendix B).
     """
     batch, heads, time = scores.shape[:3]
     aligned = scores.reshape(batch, heads, -1, time)[:, :, 1:].reshape(batch, heads, time, -1)
@@ -92,7 +92,7 @@ def shift(scores: Tensor) -> Tensor:
 
 
 class ConformerAttention(SelfAttention):
-    """Self-attention in the names of these families."""
+    """Self-attention with the parameter names of these families."""
 
     def __init__(self, reference: Any) -> None:
         projections = reference.linear_q, reference.linear_k, reference.linear_v, reference.linear_out
@@ -100,14 +100,14 @@ class ConformerAttention(SelfAttention):
 
 
 class PositionBiasAttention(ConformerAttention):
-    """Self-attention whose scores get a term of query and distance, from a table that all blocks share."""
+    """Self-attention with a bias of query and distance added to its scores, from a table that all blocks share."""
 
     def by_head(self, query: Tensor) -> Tensor:
         """(batch, time, hidden) → (batch, heads, time, head_size)."""
         return query.reshape(query.shape[0], -1, self.heads, self.head_size).transpose(1, 2)
 
     def bias(self, query: Tensor, shared: Tensor) -> Tensor:
-        """The scaled scores of the positions: (batch, time, hidden), shared → (batch, heads, time, time)."""
+        """The position bias, scaled: query (batch, time, hidden) and ``shared`` → (batch, heads, time, time)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, frames: Frames) -> Tensor:  # type: ignore[override]
@@ -121,8 +121,8 @@ class PositionBiasAttention(ConformerAttention):
 class RelativeAttention(PositionBiasAttention):
     """Scores ((q + u)·k + (q + v)·p) / √head_size, p the projected sinusoids of the distance ("Transformer-XL").
 
-    u is folded into the query's bias, the scale into the projection of the positions, and so is the order of the
-    sinusoids in :class:`SinusoidalPositions`.
+    u is folded into the query's bias. The scale, and the order of the sinusoids in :class:`SinusoidalPositions`, are
+    folded into the projection of the positions.
     """
 
     def __init__(self, reference: Any) -> None:
@@ -139,7 +139,7 @@ class RelativeAttention(PositionBiasAttention):
 
 
 class RelativeKeyAttention(PositionBiasAttention):
-    """Scores q·(k + e) / √head_size, e the embedding of the clipped distance, in which the scale is folded."""
+    """Scores q·(k + e) / √head_size, with e the embedding of the clipped distance; the scale is folded into e."""
 
     def __init__(self, reference: Any) -> None:
         super().__init__(reference)
@@ -152,7 +152,7 @@ class RelativeKeyAttention(PositionBiasAttention):
 
 
 class RotaryAttention(ConformerAttention):
-    """Queries and keys are projected from hidden states that are rotated by their position, head for head."""
+    """Self-attention with queries and keys projected from hidden states that are rotated by position, in each head."""
 
     def rotate(self, x: Tensor, shared: Tensor) -> Tensor:
         cos, sin = shared[0], shared[1]
@@ -168,7 +168,7 @@ class RotaryAttention(ConformerAttention):
 
 
 class HalfStep(FeedForward):
-    """A feed-forward that gives half its output, which is exact in the weights."""
+    """A feed-forward with half its output: the factor 0.5 is folded into the weights, which is exact."""
 
     def __init__(self, feed_forward: Any) -> None:
         super().__init__(feed_forward)
@@ -177,9 +177,9 @@ class HalfStep(FeedForward):
 
 
 class CentredConv(nn.Module):
-    """A depthwise convolution over both sides, its batch norm folded: (batch, time, hidden) → the same.
+    """A depthwise convolution over past and future, its batch norm folded: (batch, time, hidden) → the same shape.
 
-    It reaches beyond the end of an utterance, where the reference has zeros.
+    The kernel reaches beyond the end of an utterance, so the padding is masked with zeros, as in the reference.
     """
 
     def __init__(self, conv: nn.Conv1d, norm: nn.BatchNorm1d) -> None:
@@ -191,9 +191,9 @@ class CentredConv(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """A depthwise convolution over the past, then a layer norm: (batch, time, hidden) → the same.
+    """A depthwise convolution over the past, then a layer norm: (batch, time, hidden) → the same shape.
 
-    It needs no mask, for the padding of an utterance lies in its future.
+    It needs no mask, since the padding comes after the utterance.
     """
 
     def __init__(self, conv: nn.Conv1d, norm: nn.LayerNorm) -> None:
@@ -206,7 +206,7 @@ class CausalConv(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """The convolution of a block: pointwise into a gate, depthwise over time, pointwise."""
+    """The convolution module of a block: pointwise with a gated linear unit, depthwise over time, pointwise."""
 
     def __init__(self, module: Any, depthwise: nn.Module) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class ConvModule(nn.Module):
 
 
 class ConformerLayer(nn.Module):
-    """One block, its attention after the reference's kind of positions."""
+    """One Conformer block; the reference's kind of positions decides its attention class."""
 
     def __init__(self, layer: Any, depthwise: nn.Module) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ class ConformerLayer(nn.Module):
         return self.norm(x)
 
 
-#: The attention for each kind of positions in the reference, which ignores any other.
+#: The attention class by ``position_embeddings_type``; the reference ignores other values.
 ATTENTION: Final[dict[str | None, type[ConformerAttention]]] = {
     "relative": RelativeAttention,
     "relative_key": RelativeKeyAttention,
@@ -250,7 +250,7 @@ ATTENTION: Final[dict[str | None, type[ConformerAttention]]] = {
 
 
 def positions(model: Any) -> nn.Module | None:
-    """What the attention of all blocks shares: (batch, time, hidden) → a table; None for a model without positions."""
+    """The module for the positions that all blocks share: (batch, time, hidden) → a table; None without positions."""
     reference = model.encoder.layers[0].self_attn
     match reference.position_embeddings_type:
         case "relative":

@@ -35,10 +35,10 @@ class PositionalLevel(nn.Module):
 
 
 class PositionalStack(nn.Module):
-    """Levels of convolution that stand in for position embeddings.
+    """A stack of convolutions in place of position embeddings.
 
-    Every level takes up zeros beyond the end of an utterance, as if it ran alone, and then fills its padding: so
-    that is cleared between two levels. The reference does not do so, and its batches differ from its single runs.
+    Each level writes nonzero values into the padding, where the next level must see zeros, as if the utterance ran
+    alone. So the padding is masked between levels. The reference does not, and its batches differ from single runs.
     """
 
     def __init__(self, embedding: Any) -> None:
@@ -54,7 +54,7 @@ class PositionalStack(nn.Module):
 
 
 def data2vec(model: Any) -> Encoder:
-    """The encoder of a ``Data2VecAudioModel``, which knows norms after the residual sums only."""
+    """The encoder of a ``Data2VecAudioModel``, which has only the post-norm form."""
     reference = model.encoder
     entry = Entry(PositionalStack(reference.pos_conv_embed), reference.layer_norm)
     blocks: list[nn.Module] = [EncoderLayer(layer, stable=False) for layer in reference.layers]

@@ -1,7 +1,7 @@
-"""The encoder: what turns projected features into layer 0, the blocks, and what follows the last one.
+"""The transformer encoder: the entry that makes layer 0 of the projected features, the blocks, and the final norm.
 
-Every family of models is an :class:`Encoder` of its own parts. The parts of wav2vec 2.0, HuBERT, UniSpeech and
-UniSpeech-SAT are here, which differ in nothing but their names.
+Each family of models is an :class:`Encoder` with its own parts. The parts here are those of wav2vec 2.0, HuBERT,
+UniSpeech and UniSpeech-SAT, whose encoders are the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from w2v_export.graph.tensors import Dense, attention
 
 @dataclass(frozen=True)
 class Frames:
-    """What a block may need beside the activations.
+    """Inputs of a block besides the activations.
 
     ``lengths`` (batch,) int64 counts the valid frames, ``mask`` (batch, time, 1) marks them, and ``shared`` is what
     the encoder computed once for all of its blocks, such as relative positions.
@@ -30,13 +30,13 @@ class Frames:
 
 
 class Encoder(nn.Module):
-    """Blocks, and what stands before and after them.
+    """The encoder: an entry, blocks, and a norm.
 
     Args:
-        entry: (x, frames) → layer 0: adds the position, and normalises where that comes first.
-        blocks: (x, frames) → x each; what they do to padded frames never reaches a valid one.
-        norm: from the last layer to the reference's ``last_hidden_state``; None where these are the same.
-        shared: (x) → what all blocks share, computed once from layer 0.
+        entry: (x, frames) → layer 0: adds the position embedding, and normalises in the post-norm form.
+        blocks: (x, frames) → x each; values in padded frames must never affect a valid frame.
+        norm: the norm between the last layer and the reference's ``last_hidden_state``; None if these are the same.
+        shared: (x) → the tensor that all blocks share, computed once from layer 0.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Entry(nn.Module):
 
 
 class PositionalConv(nn.Module):
-    """The grouped convolution that stands in for position embeddings, its weight norm folded."""
+    """The grouped convolution in place of position embeddings, with its weight norm folded."""
 
     def __init__(self, embedding: Any) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class PositionalConv(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the valid frames, with two of its four biases folded away.
 
-    A key bias adds q·b_k to every score of a row, and softmax ignores what a row shares; attention weights sum to 1,
-    so a value bias adds b_v to every output, which the output projection turns into a constant.
+    A key bias adds q·b_k to every score of a row, and softmax does not change if a row is shifted; attention weights
+    sum to 1, so a value bias adds b_v to every output, and is folded into the bias of the output projection.
     """
 
     def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn.Linear, heads: int) -> None:
@@ -107,7 +107,7 @@ class SelfAttention(nn.Module):
 
     @classmethod
     def of(cls, attention: Any) -> SelfAttention:
-        """From a reference's attention in the names of wav2vec 2.0."""
+        """From a reference attention with the parameter names of wav2vec 2.0."""
         projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj
         return cls(*projections, heads=attention.num_heads)
 
@@ -131,7 +131,7 @@ class FeedForward(nn.Module):
 
 
 class LanguageAdapter(nn.Module):
-    """The bottleneck that MMS adds to each block, one set of weights a language."""
+    """The bottleneck adapter that MMS adds to each block, with one set of weights for each language."""
 
     def __init__(self, adapter: Any) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class LanguageAdapter(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One transformer block, its norms after the residual sums or, in stable form, before the branches."""
+    """One transformer block in the post-norm form or, if ``stable`` (``do_stable_layer_norm``), the pre-norm form."""
 
     def __init__(self, layer: Any, stable: bool, attention: nn.Module | None = None) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""The graph for GPUs: its convolutions as wide matrix products, and float16 from the first of them to the last layer.
+"""The float16 (fp16) graph for GPUs, with its convolutions as wide matrix products.
 
-Samples, their normalisation, the statistics of the group norm, log-mel features, the angles of positions, pooling and
-the head stay in float32, as do the inputs and outputs. Layer norms and the softmax of the attention take float16 in and
-give it out, and compute in float32 between.
+float16 reaches from the first convolution to the last layer. Inputs and outputs, the samples and their normalisation,
+the statistics of the group norm, log-mel features, the angles of positions, pooling and the head stay in float32. Layer
+norms and the softmax of the attention have float16 inputs and outputs, and compute in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLOCK: Final = 8
 
 
 class ConvProduct(nn.Module):
-    """A strided convolution between channels-last activations as one product over the frames of its kernel.
+    """A strided convolution between channels-last activations as one matrix product over all kernel positions.
 
     Shape: (batch, stride·n, channels in) → (batch, n - ⌈kernel/stride⌉ + 1, channels out).
     """
@@ -43,12 +43,12 @@ class ConvProduct(nn.Module):
 
 
 class BlockedPositionalConv(nn.Module):
-    """The positional convolution as one batched product, for each group of channels :data:`BLOCK` frames a row.
+    """The positional convolution as one batched matrix product, whose rows compute :data:`BLOCK` frames each.
 
-    A row of the left factor is what BLOCK frames in a row see together, kernel + BLOCK - 1 frames, filled up to whole
-    blocks. Column block d of the right factor is the kernel moved down by d frames, with zeros around it; the graph
-    makes it of the kernel, once, when constants are folded. So a frame is copied kernel / BLOCK + 2 times, not kernel
-    times as for one product a frame, and (BLOCK - 1) / kernel of the arithmetic is multiplied by zero.
+    The batch is one product for each group of channels. A row of the left factor holds the input of BLOCK consecutive
+    output frames, kernel + BLOCK - 1 frames, padded to whole blocks. Column block d of the right factor is the kernel
+    shifted down by d frames, with zeros around it; constant folding computes it once from the kernel. So a frame is
+    copied kernel / BLOCK + 2 times instead of kernel times, and (BLOCK - 1) / kernel of the products are with zero.
     """
 
     def __init__(self, position: PositionalConv) -> None:
@@ -62,14 +62,14 @@ class BlockedPositionalConv(nn.Module):
 
     @property
     def rows(self) -> int:
-        """Frames that a row sees, in whole blocks."""
+        """Input frames of a row of the left factor, in whole blocks."""
         return -(-(self.kernel + BLOCK - 1) // BLOCK) * BLOCK
 
     def moved(self) -> Tensor:
         """The right factor: (groups, rows · channels in, BLOCK · channels out)."""
         groups, kernel, channels, columns = self.weight.shape
-        # In rows longer by one than they are read, each next one begins one later.
-        weight = cast(self.weight, torch.float32)  # what processors fold constants in
+        # The rows are longer by one than the rows that are read of them, so each next row read is shifted by one frame.
+        weight = cast(self.weight, torch.float32)  # constant folding runs on the CPU, in float32
         row = F.pad(weight, (0, 0, 0, 0, 0, self.rows + 1 - kernel))
         rows = row[:, None].expand(groups, BLOCK, -1, channels, columns).reshape(groups, -1, channels, columns)
         read = rows[:, : BLOCK * self.rows].reshape(groups, BLOCK, self.rows, channels, columns)
@@ -81,7 +81,7 @@ class BlockedPositionalConv(nn.Module):
             x = torch.where(frames.mask, self.norm(x.transpose(1, 2)).transpose(1, 2), 0.0)
         batch, time = x.shape[:2]
         channels = self.weight.shape[2]
-        # Up to whole blocks, and as many as the last row sees beyond its first.
+        # Pad so that the last row has all the frames that it takes, then cut to whole blocks.
         x = F.pad(x, (0, 0, self.padding[0], self.rows - self.padding[0] - 1))
         x = x[:, : x.shape[1] // BLOCK * BLOCK]
         x = x.reshape(batch, -1, self.groups, channels).transpose(1, 2).reshape(batch * self.groups, -1, channels)
@@ -92,7 +92,7 @@ class BlockedPositionalConv(nn.Module):
 
 
 def shape_for_gpu(graph: InferenceGraph) -> None:
-    """Turn the convolutions of a graph into products, in place; what it computes stays the same."""
+    """Replace the convolutions of a graph by matrix products, in place; the outputs stay the same."""
     graph.names_axes = True
     for name, module in list(graph.named_modules()):
         if isinstance(module, FirstConv):
@@ -104,9 +104,9 @@ def shape_for_gpu(graph: InferenceGraph) -> None:
 
 
 def halve(graph: InferenceGraph) -> None:
-    """Let a graph compute in float16, in place.
+    """Convert a graph to float16, in place.
 
-    Samples that are not normalised may be as small as they like, so the first convolution then multiplies float32.
+    Samples that are not normalised may be too small for float16, so the first convolution then multiplies in float32.
     """
     encoder = graph.encoder
     parts: list[Any] = [graph.projection, encoder.entry, encoder.blocks, encoder.norm]

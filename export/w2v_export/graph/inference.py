@@ -2,7 +2,8 @@
 
 The reference (transformers) runs channels-first convolutions, normalises the waveform outside the model, and lets
 padding leak into the group norm. These graphs compute the same numbers from a padded batch: the front end
-(``waveform``, ``logmel``) and the encoder (``encoder`` and its relatives) know each utterance's length at every level.
+(``waveform``, ``logmel``) and the encoder (``encoder``, ``conformer``, ``data2vec``, ``wavlm``) mask the padding at
+every level.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ class Projection(nn.Module):
 
 
 class InferenceGraph(nn.Module):
-    """A speech encoder, and its head if it has one, with every output that can be asked for.
+    """A speech encoder, and its head if it has one, with every output that can be requested (``layers.onnx``).
 
-    Files are cut from this graph to the outputs that they are for: what an output does not need is not computed.
-    It takes over the parameters of the reference; neither copy is meant to be trained afterwards.
-    The projection and the encoder compute in ``dtype``, their outputs and what follows are float32. Where it
-    ``names_axes``, ONNX Runtime joins residual sums with the norms behind them, which costs time on processors and
-    saves it on GPUs.
+    Engines cut the exported graph to the outputs of a request, so that only what these need is computed.
+    The graph takes over the parameters of the reference; neither may be trained afterwards.
+    The projection and the encoder compute in ``dtype``; their outputs and all that follows are float32. With
+    ``names_axes``, ONNX Runtime fuses residual sums with the norms after them, which is slower on processors and faster
+    on GPUs.
 
     Shape:
         - waveform: (batch, samples) float32; the content beyond an utterance's length is ignored, NaN included.
         - lengths: (batch,) int64, samples.
-        - layer_weights: (L + 1,), of the layers 0 … L in the layer named ``weighted``.
+        - layer_weights: (L + 1,), the weights of layers 0 … L in the sum that is the layer ``weighted``.
         - returns: for each layer (0 … L, last, weighted) its frames (batch, time, hidden), zero in the padding, and
           their statistics (batch, hidden); ``frame_lengths`` (batch,); the head's outputs.
     """
@@ -100,14 +101,14 @@ class InferenceGraph(nn.Module):
 
 
 class WindowGraph(InferenceGraph):
-    """The same encoder for windows of a long recording, which share the whole recording's statistics.
+    """The same encoder for windows of a long recording, normalised by the statistics of the whole recording.
 
     Shape: as :class:`InferenceGraph`, with ``moments`` (batch, n) as ``w2v_models.manifest.MOMENTS`` says; returns
-    each layer's frames, ``frame_lengths``, and the head's frames, which ``head.onnx`` takes the statistics of.
+    each layer's frames, ``frame_lengths``, and the head's frames, whose statistics are the input of ``head.onnx``.
     """
 
     def __init__(self, graph: InferenceGraph) -> None:
-        # The same parameters, under the same names; the exporter leaves its own ``forward`` on an instance.
+        # Share the parameters and their names, but not the ``forward`` that the exporter sets on an instance.
         self.__dict__ = {name: value for name, value in graph.__dict__.items() if name != "forward"}
 
     def forward(  # type: ignore[override]
@@ -120,7 +121,7 @@ class WindowGraph(InferenceGraph):
 
 
 class HeadGraph(nn.Module):
-    """The part of a head behind its statistics, (batch, statistics · channels) → the head's outputs."""
+    """The part of a head after the pooling: (batch, statistics · channels) → the head's outputs."""
 
     def __init__(self, head: HeadModule) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ class HeadGraph(nn.Module):
 
 
 class MelGraph(nn.Module):
-    """Log-mel frames of a piece of audio, (batch, samples) → (batch, frames, bands)."""
+    """Log-mel frames of a piece of audio, without normalisation: (batch, samples) → (batch, frames, bands)."""
 
     def __init__(self, front_end: LogMelFrontEnd) -> None:
         super().__init__()
@@ -143,7 +144,7 @@ class MelGraph(nn.Module):
 
 
 def _named(layers: list[Tensor], last: Tensor, layer_weights: Tensor) -> dict[str, Tensor]:
-    """Every layer that can be asked for, by name."""
+    """All layers that can be requested, by name: 0 … L, the last hidden state, and the weighted sum."""
     weighted = layer_weights[0] * layers[0]
     for index, layer in enumerate(layers[1:], 1):
         weighted = weighted + layer_weights[index] * layer

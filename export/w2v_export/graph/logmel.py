@@ -1,13 +1,13 @@
-"""The front end of Wav2Vec2-BERT: from samples to normalised log-mel features, two mel frames side by side.
+"""The front end of Wav2Vec2-BERT: samples to normalised log-mel features, with two mel frames stacked in a frame.
 
-The reference, ``SeamlessM4TFeatureExtractor``, takes each frame of 400 samples through a chain of linear steps
-(scaling to 16 bits, removal of the mean, pre-emphasis, window, DFT), and their product is one matrix. What follows is
-element by element, but for the sum into mel bands, a second matrix.
+The reference, ``SeamlessM4TFeatureExtractor``, applies a chain of linear steps to each frame of 400 samples (scaling to
+16 bits, removal of the mean, pre-emphasis, window, DFT). Their product is one matrix. The sum into mel bands is a
+second matrix; all other steps are element by element.
 
 Both products and the logarithm are in float64, and the spectrum between them is rounded to float32, all as in the
-reference. A quiet band lies 100 dB below a loud one or below an offset, out of reach of a float32 product. And where
-a band hardly varies (silence, a tone, a recording of two mel frames), the normalisation multiplies what little differs
-by up to 1/√1e-7, over 3000: only the same roundings give the same features.
+reference. A quiet band may lie 100 dB below a loud one or an offset, which a float32 product cannot resolve. And where
+a band hardly varies (silence, a tone, a recording of two mel frames), the normalisation multiplies the differences by
+up to 1/√1e-7, over 3000: only the same roundings give the same features.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from w2v_models.manifest import ConvStack
 FRAME_LENGTH: Final = 400
 HOP_LENGTH: Final = 160
 FFT_LENGTH: Final = 512
-#: Mel frames side by side in a frame; also what the code of the reference's attention mask assumes.
+#: Mel frames stacked in a frame; the code of the reference's attention mask assumes this number too.
 STACKED: Final = 2
 PREEMPHASIS: Final = 0.97
-#: Samples in [-1, 1] become those of 16-bit audio, as Kaldi has them.
+#: The factor from samples in [-1, 1] to 16-bit values, as in Kaldi.
 SCALE: Final = 2.0**15
 #: The least energy in a mel band.
 MEL_FLOOR: Final = 1.192092955078125e-07
@@ -42,7 +42,7 @@ NORMALISATION_EPSILON: Final = 1e-7
 def frame_transform(window: NDArray[np.float64]) -> NDArray[np.complex128]:
     """All linear steps of ``transformers.audio_utils.spectrogram``: (400,) → (400, 257) complex.
 
-    Row i is what the chain makes of the unit impulse at sample i, so that ``frame @ matrix`` is its DFT.
+    Row i is the result of the chain for the unit impulse at sample i, so that ``frame @ matrix`` is a frame's DFT.
     """
     frames = np.eye(FRAME_LENGTH) * SCALE
     frames -= frames.mean(axis=1, keepdims=True)
@@ -57,8 +57,8 @@ class LogMelFrontEnd(nn.Module):
     Shape:
         - waveform: (batch, samples) float32; the content beyond an utterance's length is ignored, NaN included.
         - lengths: (batch,) int64, samples.
-        - moments: (batch, 2·bands), the mean, then the variance of each mel band over a whole recording, where the
-          utterances are windows of one; without it each utterance is normalised by its own.
+        - moments: (batch, 2·bands), mean and then variance of each mel band over the whole recording, if the
+          utterances are windows of one; without it each utterance is normalised by its own statistics.
         - returns: (batch, frames, 2·bands), ``frames`` being ``conv.num_frames(samples)``; zero in the padding.
 
     Raises ValueError if ``extractor`` does not stack two mel frames, or ``conv`` does not describe it.
@@ -101,10 +101,10 @@ class LogMelFrontEnd(nn.Module):
     def mel(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """Log-mel energies before normalisation: → (batch, 2·frames + 1, bands) float32.
 
-        The one beyond the last pair is there because the statistics include it.
+        The mel frame after the last pair is included because the statistics take it in.
         """
         frames = self.num_frames(torch.as_tensor(waveform.shape[1]))
-        # The surplus mel frame takes three whole blocks of 160 samples, of which it sees two and a half.
+        # The extra mel frame takes three whole blocks of 160 samples, of which it uses two and a half.
         tail = 3 * HOP_LENGTH
         x = torch.where(valid(lengths, waveform.shape[1]).squeeze(2), waveform, 0.0)
         x = F.pad(x, (0, tail))[:, : frames * self.stride + tail, None]
@@ -115,7 +115,7 @@ class LogMelFrontEnd(nn.Module):
     def statistics(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance over each utterance's mel frames: → (batch, 1, bands) twice.
 
-        The variance has n - 1 below the sum, as in the reference; of one mel frame it is 0.
+        The variance is divided by n - 1, as in the reference; for one mel frame it is 0.
         """
         mel_frames = self.num_mel_frames(lengths)
         mask = valid(mel_frames, mel.shape[1])

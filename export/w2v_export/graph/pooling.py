@@ -1,4 +1,4 @@
-"""Statistics over the valid frames of each utterance, inside the graph."""
+"""Pooling inside the graph: mean, std, min and max over the valid frames of each utterance."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pool:
         return self._average(self.x, count(self.lengths)).squeeze(1)
 
     def std(self, correction: int = 0) -> Tensor:
-        """Of the population; with ``correction`` 1 the unbiased one, as ``torch.std``."""
+        """The population's standard deviation; with ``correction`` 1 the unbiased one, as ``torch.std``."""
         deviations = self.x - self.mean()[:, None]
         return self._average(deviations * deviations, count(self.lengths - correction)).sqrt().squeeze(1)
 

@@ -1,8 +1,10 @@
-"""Matrix products in int8: weights per column, activations per row while the graph runs.
+"""Matrix products in int8: weights quantised per column, activations per row while the graph runs (dynamically).
 
-A row is one frame, so its scale depends on nothing but itself: neither a batch nor its padding changes a result, and a
-pause keeps its own resolution beside loud speech. The graphs hold standard operators only; ONNX Runtime joins the last
-four into one kernel.
+Which products of a model go into int8 is decided in ``w2v_export.precision.int8``.
+
+A row is one frame, so its scale depends on that frame alone: neither the batch nor its padding changes a result, and a
+pause keeps its own resolution beside loud speech. The graphs hold standard operators only; ONNX Runtime fuses the last
+four (MatMulInteger, Cast and two Mul) into one kernel.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ from w2v_export.graph.waveform import StridedConv
 
 #: The largest magnitude of a quantised weight, and of a quantised activation around its zero point.
 LEVELS: Final = 127
-#: Activations are unsigned, for that is what processors multiply with signed weights.
+#: The zero point of activations, which are uint8: processors multiply uint8 with int8 weights.
 ZERO_POINT: Final = 128
-#: The magnitude at which an all but silent row counts as silent.
+#: The least magnitude of a row or column, so that the scale of an all-zero one is not 0.
 _SILENT: Final = 1e-30
 
 
 @torch.library.custom_op("w2v::quantise_rows", mutates_args=())
 def quantise_rows(x: Tensor, channels: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    """Rows of 8 bits and their scales: (batch, rows, channels) → the same in uint8, and (batch, rows, 1)."""
+    """Quantise rows: (batch, rows, channels) → the same shape in uint8, and the scales (batch, rows, 1)."""
     scale = x.abs().amax(-1, keepdim=True).clamp(min=_SILENT) * (1 / LEVELS)
     return (torch.round(x / scale) + ZERO_POINT).to(torch.uint8), scale
 
@@ -51,7 +53,7 @@ def _quantise_rows_onnx(g: Any, x: Any, channels: int) -> tuple[Any, Any]:
 
 @torch.library.custom_op("w2v::cut_rows", mutates_args=())
 def cut_rows(x: Tensor, first: int, dropped: int, channels: int) -> Tensor:
-    """Rows ``first`` to the end but ``dropped``, and their first ``channels``: (batch, rows, more) → (batch, …)."""
+    """Rows from ``first`` on without the last ``dropped``, cut to ``channels``: (batch, rows, C) → (batch, …)."""
     return x[:, first : x.shape[1] - dropped, :channels].clone()
 
 
@@ -74,7 +76,7 @@ def _int8_product_onnx(g: Any, x: Any, x_scale: Any, weight: Any, scale: Any, co
     zero = g.op("Constant", value_t=torch.tensor(ZERO_POINT, dtype=torch.uint8))
     product = g.op("Cast", g.op("MatMulInteger", x, weight, zero), to_i=1)
     product = g.op("Mul", product, g.op("Mul", x_scale, scale))
-    # ONNX Runtime would join a bias that follows at once to its kernel, and then scale the bias with the rows.
+    # Keeps the bias apart: ONNX Runtime would fuse it into its kernel, and then scale the bias with the rows.
     apart = g.op("Reshape", product, g.op("Constant", value_t=torch.tensor([0, -1, columns])))
     return shaped(apart, columns)
 
@@ -91,7 +93,7 @@ def register_symbolics(opset: int) -> None:
 
 
 class QuantisedWeight(nn.Module):
-    """A weight (k, n) as int8 with one scale a column, round to nearest."""
+    """A weight (k, n) as int8 with one scale per column, rounded to nearest."""
 
     weight: Tensor
     scale: Tensor
@@ -109,8 +111,8 @@ class QuantisedWeight(nn.Module):
 class QuantisedDense(nn.Module):
     """A :class:`Dense` layer in int8.
 
-    With ``smoothing`` (k,) the input's channels are divided by it and the weight's rows multiplied, which moves what
-    sticks out of the activations into the weights (Xiao et al. 2023, "SmoothQuant").
+    With ``smoothing`` (k,) the input's channels are divided by it and the weight's rows multiplied, which moves
+    outliers of the activations into the weights (Xiao et al. 2023, "SmoothQuant").
     """
 
     smoothing: Tensor | None
@@ -132,8 +134,8 @@ class QuantisedDense(nn.Module):
 class QuantisedConv(nn.Module):
     """A strided convolution between channels-last activations as int8 products over blocks of one stride.
 
-    With stride 2, two neighbouring frames (batch, time, channels) *are* one row of (batch, time/2, 2·channels): kernel
-    2 is one product, and kernel 3 one more with the first half of the next row, scaled apart.
+    With stride 2, two neighbouring frames of (batch, time, channels) *are* one row of (batch, time/2, 2·channels): a
+    kernel of 2 is one product, and a kernel of 3 has a second one with the first half of the next row and its scale.
     Shape: (batch, stride·n, channels in) → (batch, n - ⌈kernel/stride⌉ + 1, channels out).
     """
 
@@ -161,7 +163,7 @@ class QuantisedConv(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-#: The dense layers that see frames, by the modules that hold them. Others see positions or distances, or are small.
+#: The dense layers whose input is frames, by module. Others have positions or distances as input, or are small.
 _DENSE: Final[dict[type[nn.Module], tuple[str, ...]]] = {
     Projection: ("dense",),
     SelfAttention: ("query", "key", "value", "output"),
@@ -171,7 +173,7 @@ _DENSE: Final[dict[type[nn.Module], tuple[str, ...]]] = {
 
 
 def quantisable(graph: InferenceGraph) -> dict[str, Dense | StridedConv]:
-    """The products of a graph that can be had in int8, by name, in the order of the computation."""
+    """The layers of a graph that can be quantised to int8, by name, in the order of computation."""
     found: dict[str, Dense | StridedConv] = {}
     for name, module in graph.named_modules():
         if isinstance(module, StridedConv):

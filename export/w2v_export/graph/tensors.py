@@ -1,4 +1,4 @@
-"""Pieces of every graph: masks, exact means, dense layers, and the operators that traced PyTorch has no word for."""
+"""Parts of every graph: padding masks, exact means, dense layers, and custom operators for the ONNX export."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def count(lengths: Tensor) -> Tensor:
 def masked_mean(values: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
     """Mean over the valid steps: (batch, time) → (batch, 1), (batch, time, channels) → (batch, 1, channels).
 
-    Summed in float64: engines add hundreds of thousands of float32 samples one after the other, and a layer norm
-    over a pause makes the lost digits of an offset visible.
+    Summed in float64: engines add hundreds of thousands of float32 samples one after the other, which loses digits
+    of an offset, and a layer norm over a pause amplifies the error.
     """
     total = torch.where(mask, values, 0.0).double().sum(1, keepdim=True)
     divisor = count(lengths) if values.ndim == 3 else count(lengths).squeeze(2)
@@ -45,7 +45,7 @@ def num_frames(samples: Tensor, receptive_field: int, stride: int) -> Tensor:
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in a type of number; where it has it already, no operator of the graph."""
+    """``x`` as ``dtype``; if it is of that dtype already, no operator is added to the graph."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -54,23 +54,24 @@ def _constant(g: Any, *values: int) -> Any:
 
 
 def _absent(g: Any) -> Any:
+    """An optional input that is left out."""
     none = g.op("prim::Constant")
     none.setType(torch._C.OptionalType.ofTensor())
     return none
 
 
 def shaped(value: Any, channels: int, dtype: Any = torch.float32) -> Any:
-    """Tell the exporter that ``value`` is (batch, time, channels): it cannot infer that from our own nodes."""
+    """Declare the shape of ``value``, (batch, time, channels), which the exporter cannot infer for custom operators."""
     value.setType(torch._C.TensorType.get().with_dtype(dtype).with_sizes([None, None, channels]))
     return value
 
 
 @torch.library.custom_op("w2v::blocks", mutates_args=())
 def blocks(x: Tensor, kernel: int, stride: int, channels: int) -> Tensor:
-    """Frames of a kernel over blocks: (batch, stride·n, C) → (batch, n - b + 1, kernel·C), b = ⌈kernel/stride⌉.
+    """The input under each kernel position: (batch, stride·n, C) → (batch, n - b + 1, kernel·C), b = ⌈kernel/stride⌉.
 
-    The input *is* (batch, n, stride·C); b shifted views of it side by side, cut to kernel·C columns, hold every
-    frame. An operator of its own because traced PyTorch would spend two slices on a view where ONNX needs one.
+    The input *is* (batch, n, stride·C); b shifted views of it side by side, cut to kernel·C columns, hold all kernel
+    positions. It is a custom operator because traced PyTorch would take two slices for a view where ONNX needs one.
     """
     rows = x.reshape(x.shape[0], -1, stride * channels)
     extra = math.ceil(kernel / stride) - 1
@@ -99,8 +100,8 @@ def attention(
 
     ``bias`` (batch or 1, heads or 1, time, time) is added to the scores after their division by √head_size.
 
-    In ONNX this is ``Attention`` of operator set 24 with ``nonpad_kv_seqlen``, its softmax in float32 whatever the rest
-    is in. The exporter knows sets up to 20, so the model's set is raised after the export (``w2v_export.writer``).
+    In ONNX this is ``Attention`` of operator set 24 with ``nonpad_kv_seqlen``, with the softmax always in float32. The
+    exporter has operator sets up to 20, so the set is raised after the export (``w2v_export.writer``).
     """
     q, k, v = (x.reshape(*x.shape[:2], heads, head_size).transpose(1, 2) for x in (query, key, value))
     mask = valid(lengths, key.shape[1]).transpose(1, 2)[:, None]
@@ -129,7 +130,7 @@ def register_symbolics(opset: int) -> None:
 
 
 class Dense(nn.Module):
-    """A linear layer with its weight stored (in, out), as a matrix product from the left takes it."""
+    """A linear layer with its weight stored as (in, out), so that it computes ``x @ weight``."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()

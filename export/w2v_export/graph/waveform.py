@@ -1,9 +1,10 @@
-"""From samples to the features that the encoder projects: normalisation and the strided convolutions.
+"""The waveform front end: normalisation and strided convolutions, from samples to features.
 
 - the waveform is normalised over each utterance's valid samples;
-- activations stay channels-first where only the first level has a norm, and turn around it where every level has one;
-- the waveform is padded so that every level's length is even, as quantised levels need it; surplus frames ride along
-  and the lengths mask them;
+- activations stay channels-first if only the first level has a norm; with a norm on every level, each convolution is
+  transposed back to channels-last;
+- the waveform is padded so that every level's length is even, as quantised levels need it; the surplus frames are
+  masked by the lengths;
 - the group norm after conv 0 is folded into conv 0's weights, one set for each utterance (:class:`GroupNormFrontEnd`).
 """
 
@@ -20,9 +21,9 @@ from w2v_models.manifest import ConvStack
 
 #: Added to the variance in the waveform's normalisation (``Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm``).
 NORMALISATION_EPSILON: Final = 1e-7
-#: Frames whose products are added in float32 before their sum is.
+#: Frames per block of the covariance: products are added in float32 within a block, in float64 between blocks.
 SUMMED: Final = 512
-#: GPUs multiply float16 fast where rows are whole multiples of 16 bytes.
+#: GPUs multiply float16 fast if rows are a multiple of this many numbers (16 bytes).
 ALIGNED: Final = 8
 
 
@@ -32,20 +33,20 @@ class Normalise(nn.Module):
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         mask = valid(lengths, waveform.shape[1]).squeeze(2)
         centred = waveform
-        for _ in range(2):  # where sums have no float64, as in OpenVINO, the first mean of an offset is a coarse one
+        for _ in range(2):  # in OpenVINO, which has no float64 sums, the first mean of an offset is coarse
             centred = torch.where(mask, centred - masked_mean(centred, mask, lengths), 0.0)
         variance = masked_mean(centred.square(), mask, lengths)
         return centred / torch.sqrt(variance + NORMALISATION_EPSILON)
 
 
 class FirstConv(nn.Module):
-    """Conv 0 as one GEMM over the k samples of each frame, its bias the weight of a (k + 1)-th, constant one.
+    """Conv 0 as one GEMM over the k samples of each frame, with its bias as the weight of an appended constant 1.
 
     Shape: (batch, samples, 1) → (batch, frames, channels), or (batch, channels, frames) where ``channels_first``.
-    ``frames`` is what blocks of whole strides hold, ``samples / stride - ⌈kernel/stride⌉ + 1``.
+    The number of frames is ``samples / stride - ⌈kernel/stride⌉ + 1``.
 
-    The samples, and a group norm's statistics of them, are float32 in any case. ``factors`` is what the product
-    multiplies, ``dtype`` what it returns.
+    The samples, and a group norm's statistics of them, are always float32. ``factors`` is the dtype of the product's
+    factors, ``dtype`` that of its result.
     """
 
     channels_first = False
@@ -63,7 +64,7 @@ class FirstConv(nn.Module):
         return blocks(x, self.kernel, self.stride, 1)
 
     def product(self, frames: Tensor, weight: Tensor) -> Tensor:
-        """``weight`` is (kernel + 1, channels), or one such for each utterance."""
+        """The GEMM of frames and ``weight``: (kernel + 1, channels), or one such for each utterance."""
         spare = 0 if self.factors == torch.float32 else -(self.kernel + 1) % ALIGNED
         frames = cast(F.pad(frames, (0, 1 + spare), value=1.0), self.factors)
         weight = cast(F.pad(weight, (0, 0, 0, spare)) if spare else weight, self.factors)
@@ -82,8 +83,8 @@ class GroupNormFrontEnd(FirstConv):
     with weights w_c·γ_c/√(w_cᵀ C w_c + ε) and bias β_c - (w_c·m)·γ_c/√(…): the conv's own bias cancels, and no pass
     over the (frames, channels) activation is needed.
 
-    The reference's statistics include the remainder of samples that reaches no frame of the last level. The input is
-    therefore longer by one such frame, ``surplus`` frames of this level, which count here and go no further.
+    The reference's statistics include the remaining samples that are too few for a frame of the last level. So the
+    input is longer by one such frame, ``surplus`` frames of this level, which enter the statistics and are dropped.
     """
 
     channels_first = True
@@ -101,8 +102,8 @@ class GroupNormFrontEnd(FirstConv):
     def statistics(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (batch, 1, k) and covariance (batch, k, k) of the frames that lie within ``lengths`` samples.
 
-        Products are added within blocks of ``SUMMED`` frames, and the blocks in float64: cuBLAS adds one recording's in
-        parts, but a batch's one after the other, which loses digits with every second (frames 8e-4 off at 25 s).
+        Products are added in float32 within blocks of ``SUMMED`` frames, and the blocks in float64: cuBLAS sums one
+        recording in parts, but a batch sequentially, which loses digits with every second (frames 8e-4 off at 25 s).
         """
         valid_frames = (lengths + self.stride - self.kernel).clamp(min=0)
         valid_frames = valid_frames.div(self.stride, rounding_mode="trunc")
@@ -127,7 +128,7 @@ class GroupNormFrontEnd(FirstConv):
 
 
 class StridedConv(nn.Module):
-    """A strided convolution between channels-last activations, or channels-first ones."""
+    """A strided convolution between channels-last or channels-first activations."""
 
     def __init__(self, conv: nn.Conv1d, channels_first: bool) -> None:
         super().__init__()
@@ -150,7 +151,7 @@ class ConvLayer(nn.Module):
 
 
 def _conv_layers(encoder: Any, surplus: int) -> list[nn.Module]:
-    """The levels of a reference's feature encoder; channels come first where no layer norm wants them last."""
+    """The levels of a reference's feature encoder, channels-first if the first level has a group norm."""
     levels: list[nn.Module] = []
     norms: list[Any] = [getattr(layer, "layer_norm", None) for layer in encoder.conv_layers]
     grouped = isinstance(norms[0], nn.GroupNorm)
@@ -164,13 +165,13 @@ def _conv_layers(encoder: Any, surplus: int) -> list[nn.Module]:
 
 
 class WaveformFrontEnd(nn.Module):
-    """The feature encoder of wav2vec 2.0 and most of its relatives: samples → features, one a frame.
+    """The feature encoder of wav2vec 2.0 and most of its relatives: samples → one feature vector per frame.
 
     Shape: waveform (batch, samples), lengths (batch,) → (batch, ``ConvStack.num_frames(samples)``, conv channels).
-    What stands beyond an utterance's length is ignored, NaN included; features beyond its frames are finite.
+    The content beyond an utterance's length is ignored, NaN included; features beyond its frames are finite.
 
     With ``moments`` (batch, ``2 + k + k²``), as ``w2v_models.manifest.MOMENTS`` lays them out, the normalisation and
-    the group norm take those in place of the utterance's own statistics.
+    the group norm use these in place of the utterance's own statistics.
     """
 
     def __init__(self, encoder: Any, conv: ConvStack, normalise: bool) -> None:
@@ -180,7 +181,7 @@ class WaveformFrontEnd(nn.Module):
         self.padded_receptive_field = conv.padded_receptive_field
         self.normalise = Normalise() if normalise else None
         self.conv_layers = nn.ModuleList(_conv_layers(encoder, surplus=conv.stride // conv.strides[0]))
-        #: Frames beyond the longest utterance's, of which only conv 0 sees anything.
+        #: Last-level frames by which the input is padded for the group norm's statistics of conv 0.
         self.surplus = int(self.grouped)
         self.first_kernel = conv.kernels[0]
 
@@ -215,7 +216,7 @@ class WaveformFrontEnd(nn.Module):
     def _normalised_by(
         self, moments: Tensor, waveform: Tensor, lengths: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """The waveform normalised by the recording's moments, and the group norm's statistics that follow."""
+        """The waveform normalised by the recording's moments, and the group norm's statistics computed from them."""
         mean, scale = moments[:, :1], torch.ones_like(moments[:, :1])
         if self.normalise is None:
             mean = torch.zeros_like(mean)

@@ -17,12 +17,12 @@ from w2v_export.graph.tensors import Dense
 
 
 class RelativePosition(nn.Module):
-    """The bias of every pair of frames before its gate, by their distance.
+    """The relative position bias of every pair of frames, before the gate.
 
-    The reference sorts distances into buckets, logarithmically the far ones, and embeds the buckets. All beyond
-    ``max_distance`` share the last bucket of their direction, so what it makes of all distances up to there is one
-    constant table (heads, 2·max_distance + 1). That also settles the distances on the border of two buckets, where
-    engines may round a logarithm differently.
+    The reference sorts distances into buckets, far ones logarithmically, and embeds the buckets. All distances beyond
+    ``max_distance`` share the last bucket of their direction, so the bias of all distances up to there is a constant
+    table (heads, 2·max_distance + 1). The table also fixes distances at the border of two buckets, where engines may
+    round a logarithm differently.
     """
 
     def __init__(self, attention: Any) -> None:
@@ -40,12 +40,12 @@ class RelativePosition(nn.Module):
 
 
 class Gate(nn.Module):
-    """How strongly each query of each head minds the relative position.
+    """The gate of the relative position bias, for each query and head.
 
     With a, b = sigmoid(W·h), where h is the head's share of the block's input, the gate is a·(b·s_head - 1) + 2. The
-    reference projects h to 2 × 4 columns and adds up each four: W holds their sums. It is the same for all heads, and
-    stands here once for each on the diagonal of one (hidden, 2·heads) matrix, all first columns before all second
-    ones, as one wide product costs engines less than a narrow one a head.
+    reference projects h to 2 × 4 columns and adds up each four: W holds their sums. W is the same for all heads, and
+    is repeated on the diagonal of one (hidden, 2·heads) matrix, all columns for a before all columns for b, since one
+    wide product costs engines less than a narrow one per head.
     """
 
     def __init__(self, attention: Any) -> None:
@@ -67,7 +67,7 @@ class Gate(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """Self-attention whose shared position bias passes the block's own gate."""
+    """Self-attention with the shared position bias multiplied by the block's own gate."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class GatedAttention(nn.Module):
 
 
 def wavlm(model: Any) -> Encoder:
-    """The encoder of a ``WavLMModel``, in its post-norm or its stable form."""
+    """The encoder of a ``WavLMModel``, in the post-norm or the stable (pre-norm) form."""
     reference, stable = model.encoder, model.config.do_stable_layer_norm
     entry = Entry(PositionalConv(reference.pos_conv_embed), None if stable else reference.layer_norm)
     blocks: list[nn.Module] = [

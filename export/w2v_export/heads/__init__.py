@@ -1,1 +1,1 @@
-"""What a checkpoint holds beside its encoder: recognised by its weights, and rebuilt as modules of the graph."""
+"""The heads of a checkpoint (classifiers, CTC, x-vectors): recognised by their weights, and rebuilt as modules."""

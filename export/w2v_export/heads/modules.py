@@ -1,6 +1,6 @@
-"""The modules of the heads, their weights under the names that transformers gives them.
+"""The modules of the heads, with the weight names of transformers.
 
-transformers gives all its families of speech models the same heads, so one module of each kind serves them all.
+All families of speech models in transformers have the same heads, so one module of each kind serves them all.
 Dropout does nothing in inference and is left out.
 """
 
@@ -16,20 +16,20 @@ from w2v_models.errors import CheckpointError
 
 
 class HeadModule(nn.Module):
-    """A head in two steps, with the pooling between them left to the caller, who knows the valid frames.
+    """Base of the heads: ``frames``, then pooling by the caller, who knows the valid frames, then ``vector``.
 
     Attributes:
-        kind: the word for this head.
+        kind: the head's name in the manifest.
         labels: names of the output's columns, in order; of ``embeddings`` for x-vectors, else of ``logits``.
-        level: whether the output belongs to each utterance or to each frame.
+        level: whether there is one output per utterance or per frame.
         pooling: statistics over an utterance's valid head frames that ``vector`` takes, concatenated in this order;
             ``std1`` is the standard deviation with n - 1 in the denominator. Empty at frame level.
-        margin: encoder frames lost on each side to convolutions without padding: of n valid encoder frames come
+        margin: encoder frames lost on each side to convolutions without padding: n valid encoder frames give
             n - 2·margin valid head frames, the first of them centred on encoder frame ``margin``.
 
     Args:
         labels: as above.
-        summed: number of hidden states in the learned weighted sum that stands in for the last one; 0 for none.
+        summed: number of hidden states in the learned weighted sum that replaces the last hidden state; 0 for none.
     """
 
     kind: str
@@ -44,25 +44,29 @@ class HeadModule(nn.Module):
         self.layer_weights = nn.Parameter(torch.zeros(summed)) if summed else None
 
     def frames(self, layers: list[Tensor], last: Tensor) -> Tensor:
-        """Head frames, which at frame level are the logits.
+        """The head's frames, which at frame level are the logits.
 
         Args:
             layers: hidden states 0 … L, (batch, time, hidden) each, before any norm that follows the last block.
             last: the reference's ``last_hidden_state``, (batch, time, hidden).
 
         Returns:
-            (batch, time - 2·margin, channels), and no frames where fewer than none would be left.
+            (batch, max(0, time - 2·margin), channels).
         """
         raise NotImplementedError
 
     def vector(self, pooled: Tensor) -> dict[str, Tensor]:
-        """Outputs of an utterance: (batch, len(pooling)·channels) → ``logits`` (batch, K), and what else there is."""
+        """Outputs of utterances, ``logits`` (batch, K), for x-vectors also ``embeddings``.
+
+        Args:
+            pooled: the statistics of the head's frames, (batch, len(pooling)·channels).
+        """
         raise NotImplementedError
 
     def hidden_states(self, layers: list[Tensor], last: Tensor) -> Tensor:
-        """What the head stands on: ``last``, or the sum of all hidden states weighted with a softmax.
+        """The head's input: ``last``, or the sum of all hidden states with softmax weights.
 
-        The reference's last hidden state comes after the norm that follows the last block, where there is one.
+        As in the reference, the sum's last term is ``last``, after the norm that follows the last block, if any.
         """
         if self.layer_weights is None:
             return last
@@ -74,7 +78,7 @@ class HeadModule(nn.Module):
 class RegressionHead(HeadModule):
     """audeering's ``RegressionHead``: dense, tanh and projection of the mean hidden state.
 
-    Its weights are those under ``classifier.``, without that word.
+    Its weight names are those of the checkpoint without the prefix ``classifier.``.
     """
 
     kind = "regression"
@@ -130,8 +134,8 @@ class SequenceClassificationHead(HeadModule):
 class TDNNLayer(nn.Module):
     """Dilated convolution without padding, then ReLU: (batch, time, in) → (batch, time - (kernel-1)·dilation, out).
 
-    The reference keeps its weight as a linear layer over the frames a kernel sees, side by side, and that is how it
-    is applied here: one matrix product, and no transposes.
+    As in the reference, the weight is a linear layer over the kernel's frames side by side. It is applied as such: one
+    matrix product, without transposes.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int) -> None:
@@ -149,13 +153,13 @@ class XVectorHead(HeadModule):
     """``ForXVector``: projection, time-delay layers, mean and deviation over time, embedding, classifier.
 
     Args:
-        hidden_size: of the encoder.
+        hidden_size: the encoder's width.
         tdnn: (channels, kernel, dilation) of each time-delay layer.
-        dimension: of the embedding and, in transformers, of the logits too.
+        dimension: the size of the embedding and, as in transformers, of the logits.
         summed: as for :class:`HeadModule`.
 
     Raises:
-        CheckpointError: the layers take more frames from one side than from the other.
+        CheckpointError: the layers take an odd number of frames, so not the same number on both sides.
     """
 
     kind = "x-vector"

@@ -1,4 +1,7 @@
-"""Heads that checkpoints carry beside the encoder: recognised by their weights, rebuilt, and named by the config."""
+"""Recognise a checkpoint's head by the names of its weights, and build its module with the config's labels.
+
+To add a head, write its module in ``heads.modules``, add its weight names to ``_KNOWN``, and build it in ``_module``.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from w2v_models.errors import CheckpointError
 
 __all__ = ["HeadModule", "build_head"]
 
-#: What the ``ForPreTraining`` models and the time mask add beside the encoder, by the first part of the name.
+#: Weights of ``ForPreTraining`` models and of the time mask, by the first part of the name; they are no head.
 PRETRAINING_WEIGHTS: Final = frozenset(
     {
         "quantizer",
@@ -38,7 +41,7 @@ PRETRAINING_WEIGHTS: Final = frozenset(
 LAYER_WEIGHTS: Final = "layer_weights"
 #: The speakers' centres in the x-vector's training loss (``AMSoftmaxLoss``).
 OBJECTIVE: Final = "objective.weight"
-#: More than the largest vocabulary of a speech recogniser.
+#: The limit on a head's outputs, above the largest vocabulary of a speech recogniser.
 MOST_OUTPUTS: Final = 1 << 18
 FRAME_CLASSIFICATION: Final = "ForAudioFrameClassification"
 
@@ -47,7 +50,7 @@ def _linear(*names: str) -> frozenset[str]:
     return frozenset(f"{name}.{part}" for name in names for part in ("weight", "bias"))
 
 
-#: The weights by which a head is known, without those that may be absent; every ``tdnn.N`` counts as ``tdnn.0``.
+#: Heads by the names of their weights, without optional ones; every ``tdnn.N`` counts as ``tdnn.0``.
 _KNOWN: Final[dict[frozenset[str], type[HeadModule]]] = {
     _linear("classifier.dense", "classifier.out_proj"): RegressionHead,
     _linear("age.dense", "age.out_proj", "gender.dense", "gender.out_proj"): AgeGenderHead,
@@ -61,20 +64,20 @@ _KNOWN: Final[dict[frozenset[str], type[HeadModule]]] = {
 def build_head(
     weights: Mapping[str, Tensor], config: PretrainedConfig, vocabulary: tuple[str, ...] | None
 ) -> HeadModule | None:
-    """The head that a checkpoint's weights beside the encoder make up, in evaluation mode; None where there is none.
+    """Build a checkpoint's head from the weights that are not the encoder's, in evaluation mode; None without a head.
 
     Args:
         weights: all of the checkpoint's weights that are not the encoder's, by name.
         config: the checkpoint's ``PretrainedConfig``.
-        vocabulary: tokens in the order of their ids, where the checkpoint has a ``vocab.json``.
+        vocabulary: tokens in the order of their ids, or None if the checkpoint has no ``vocab.json``.
 
     Raises:
-        CheckpointError: the weights are of no known head, incomplete, or do not fit the config or its labels.
+        CheckpointError: the weights belong to no known head, are incomplete, or do not fit the config or its labels.
     """
     weights = {name: value for name, value in weights.items() if name.partition(".")[0] not in PRETRAINING_WEIGHTS}
     weights.pop(OBJECTIVE, None)
     if not config.use_weighted_layer_sum:
-        weights.pop(LAYER_WEIGHTS, None)  # the reference leaves them aside too
+        weights.pop(LAYER_WEIGHTS, None)  # the reference ignores them too
     if not weights:
         return None
     names = frozenset(re.sub(r"^tdnn\.\d+\.", "tdnn.0.", name) for name in weights if name != LAYER_WEIGHTS)
@@ -92,7 +95,7 @@ def build_head(
 def _module(
     head: type[HeadModule], weights: Mapping[str, Tensor], config: PretrainedConfig, vocabulary: tuple[str, ...] | None
 ) -> HeadModule:
-    """The head's module in its sizes, yet without its weights."""
+    """The head's module with the checkpoint's sizes, before its weights are loaded."""
     hidden_size = config.hidden_size
     summed = config.num_hidden_layers + 1 if config.use_weighted_layer_sum else 0
     if head is RegressionHead:
@@ -112,7 +115,11 @@ def _module(
 
 
 def _load(module: HeadModule, weights: Mapping[str, Tensor], prefix: str) -> None:
-    """Load a head's weights, whose names have a prefix that the module's have not."""
+    """Load a head's weights into its module; ``prefix`` is removed from their names.
+
+    Raises:
+        CheckpointError: weights are missing, unexpected or of the wrong shape.
+    """
     own = {prefix + name: value for name, value in module.state_dict().items()}
     problems = {
         "missing": own.keys() - weights.keys(),
@@ -132,7 +139,7 @@ def _load(module: HeadModule, weights: Mapping[str, Tensor], prefix: str) -> Non
 
 
 def _outputs(weights: Mapping[str, Tensor], layer: str) -> int:
-    """Outputs of a linear layer, by its weight."""
+    """The number of outputs of a linear layer, by the shape of its weight."""
     shape = tuple(weights[f"{layer}.weight"].shape)
     if len(shape) != 2 or not 1 <= shape[0] <= MOST_OUTPUTS:
         raise CheckpointError(
@@ -153,7 +160,7 @@ def _labels(config: PretrainedConfig, outputs: int) -> tuple[str, ...]:
 
 
 def _tokens(config: PretrainedConfig, vocabulary: tuple[str, ...] | None, outputs: int) -> tuple[str, ...]:
-    """The vocabulary where it has a token for each output, else the config's labels, else numbers."""
+    """Names of CTC outputs: the vocabulary if it has one token per output, else the config's labels, else numbers."""
     if vocabulary is not None and len(vocabulary) == outputs:
         return vocabulary
     if len(config.id2label or ()) == outputs:
@@ -172,13 +179,13 @@ def _tdnn(config: PretrainedConfig) -> list[tuple[int, int, int]]:
 
 
 def _require_mean(config: PretrainedConfig) -> None:
-    """Refuse relatives of the regression head that have its weights but pool otherwise, as their config says."""
+    """Refuse heads with the weights of the regression head whose config sets another pooling than the mean."""
     if (mode := getattr(config, "pooling_mode", "mean")) != "mean":
         raise CheckpointError(f"config.json sets pooling_mode to {mode!r}; the known regression head takes the mean.")
 
 
 def _require_frame_classification(config: PretrainedConfig) -> None:
-    """A lone classifier may stand on anything, so its architecture has to say on what."""
+    """Refuse a single classifier layer, unless the config names a frame classification model: its input is unknown."""
     architectures = config.architectures or []
     if not any(name.endswith(FRAME_CLASSIFICATION) for name in architectures):
         raise CheckpointError(

@@ -1,1 +1,1 @@
-"""int8 and fp16: which products are rounded, and the gates of accuracy that a rounded graph must pass."""
+"""int8 and fp16: ``int8`` decides which matrix products are quantised, ``fp16`` whether a model can be float16."""

@@ -1,4 +1,4 @@
-"""Whether a graph can be had in float16: decided by measurement, against the reference."""
+"""Convert a graph to float16 (fp16), if measurements against the reference show that it stays accurate and finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from w2v_models.tolerances import TOLERANCES
 from w2v_runtime.embedding.parity import Reference, comparable
 
 PRECISION: Final = "fp16"
-#: Seconds of the longest signal.
+#: The length in seconds of the longest signal.
 _LONG: Final = 30
 #: Peaks of a loud and of a quiet signal; 1 is full scale.
 _LOUD, _QUIET = 100.0, 1e-5
@@ -29,10 +29,10 @@ Done = Callable[[int, int], None]
 
 
 class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Operators on float16 compute in float32 and round what they return, as a GPU's do.
+    """A mode in which float16 operators compute in float32 and round their results, as on a GPU.
 
-    PyTorch's own for processors are slow. ONNX Runtime's compute whole stretches of a graph in float32, which hides
-    what overflows, so that they prove the file but not the precision.
+    PyTorch's float16 operators for processors are slow. ONNX Runtime on a processor computes long parts of a graph in
+    float32, which hides overflows: its results prove the file, but not the precision.
     """
 
     def __torch_dispatch__(
@@ -59,12 +59,13 @@ def _round(x: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def convert(graph: InferenceGraph, references: Sequence[Reference], rate: int, done: Done = lambda i, n: None) -> None:
-    """Put ``graph`` into float16 and the form for GPUs, in place, if ``references`` at ``rate`` Hz allow.
+    """Convert ``graph`` to float16 and the form for GPUs, in place, and check it on ``references`` at ``rate`` Hz.
 
     ``done(i, n)`` is called after the i-th of n steps.
 
     Raises:
-        ParityError: a cosine is too small, or an output is not finite on a loud, a quiet or a long signal.
+        ParityError: a cosine with the reference is below the tolerance, or an output on a loud, quiet or long signal
+            is not finite.
     """
     shape_for_gpu(graph)
     halve(graph)
@@ -89,7 +90,7 @@ def convert(graph: InferenceGraph, references: Sequence[Reference], rate: int, d
 
 
 def extremes(rate: int) -> dict[str, Waveform]:
-    """Signals that stretch the range of numbers, by name."""
+    """Signals that test the range of float16, by name: loud, quiet, a click, and long; ``rate`` in Hz."""
     speech = speech_like(3 * rate, rate)
     click = np.zeros(3 * rate, np.float32)
     click[rate] = 1.0

@@ -1,4 +1,4 @@
-"""What the accuracy gates of the reduced precisions measure: a graph, still in PyTorch, against the reference."""
+"""Measure the accuracy of an int8 or fp16 graph, before its export, by cosines with the reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def worst_cosines(graph: InferenceGraph, references: Sequence[Reference]) -> dic
 
 @torch.inference_mode()
 def lowest_cosines(graph: InferenceGraph, reference: Reference) -> dict[str, float]:
-    """The smallest cosine of a frame, of the pooled vector and of a layer's mean with the reference's."""
+    """The smallest cosines with a reference, by output: of all frames, of the pooled vector, of all layers' means."""
     layers, last, _ = run(graph, reference.waveform)
     answers = {
         "frames": (last[0], reference.frames),
@@ -31,5 +31,5 @@ def lowest_cosines(graph: InferenceGraph, reference: Reference) -> dict[str, flo
 
 
 def run(graph: InferenceGraph, waveform: Waveform) -> tuple[list[Tensor], Tensor, Tensor]:
-    """A graph's layers, ``last_hidden_state`` and frame count of one utterance, (samples,)."""
+    """Run a graph on one utterance (samples,): its layers, ``last_hidden_state``, and frame count (1,)."""
     return graph.layers(torch.from_numpy(waveform)[None], torch.tensor([len(waveform)]))

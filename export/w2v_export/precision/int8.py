@@ -1,7 +1,7 @@
-"""Which matrix products of a graph go into int8: decided by measurement, against the reference.
+"""Decide which matrix products of a graph are quantised to int8, by measurements against the reference.
 
-All of them do, unless that misses the tolerance of :data:`~w2v_models.tolerances.TOLERANCES`. Then those that do the
-most harm stay in fp32, as few as will do; a model that would keep more than half of them is refused.
+All of them are, unless that misses :data:`~w2v_models.tolerances.TOLERANCES`. Then the products whose rounding changes
+the frames most stay in fp32, as few as possible; a model that would need more than half of them in fp32 is refused.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from w2v_models.tolerances import TOLERANCES
 from w2v_runtime.embedding.parity import Reference, comparable
 
 PRECISION: Final = "int8"
-#: How much of the tolerated distance from 1 a cosine may take up here: what is left is for the engine's own rounding.
+#: The part of a cosine's tolerated distance from 1 that may be used here; the rest is for the engine's own rounding.
 MARGIN: Final = 0.9
-#: Smoothing is taken where it leaves no more than so much of a layer's error.
+#: A layer is smoothed if its error with smoothing is below this fraction of that without.
 _WORTH_SMOOTHING: Final = 0.7
-#: Rows of a layer's input that its error is measured on.
+#: The number of rows of a layer's input on which its error is measured.
 _ROWS: Final = 256
 
 Done = Callable[[int, int], None]
@@ -36,7 +36,7 @@ Done = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """Names of the products that stayed in fp32, and of those whose input channels were evened out."""
+    """The names of the products that are kept in fp32, and of those that are smoothed (SmoothQuant)."""
 
     kept: tuple[str, ...] = ()
     smoothed: tuple[str, ...] = ()
@@ -46,12 +46,12 @@ UNCHANGED: Final = Plan()
 
 
 def quantise(graph: InferenceGraph, references: Sequence[Reference], rate: int, done: Done = lambda i, n: None) -> Plan:
-    """Put the products of ``graph`` into int8, in place, as far as ``references`` at ``rate`` Hz allow.
+    """Quantise the products of ``graph`` to int8, in place, as far as ``references`` at ``rate`` Hz allow.
 
     ``done(i, n)`` is called after the i-th of n steps.
 
     Raises:
-        ParityError: the tolerance is missed with half of the products in fp32.
+        ParityError: the tolerance is missed even with half of the products in fp32.
     """
     references = sorted(comparable(references, PRECISION, rate), key=lambda reference: len(reference.waveform))
     turn_channels_last(graph)
@@ -81,10 +81,10 @@ def fewest_kept(
     rounded: Mapping[str, nn.Module],
     by_harm: Sequence[str],
 ) -> list[str]:
-    """The shortest beginning of ``by_harm`` that passes if it stays in fp32, by halving; it is left installed.
+    """Find by bisection the shortest prefix of ``by_harm`` that must stay in fp32; the graph is left in that state.
 
     Raises:
-        ParityError: half of all are too few.
+        ParityError: the tolerance is missed even with half of the products in fp32.
     """
 
     def enough(count: int) -> bool:
@@ -106,7 +106,7 @@ def fewest_kept(
 
 
 def passes(graph: InferenceGraph, references: Sequence[Reference]) -> bool:
-    """Whether the graph's frames, pooled vectors and layers are as near to the references as the tolerances ask."""
+    """Whether the graph's frames, pooled vectors and layers are within ``MARGIN`` times the tolerance."""
     return all(
         1 - cosine <= MARGIN * (1 - TOLERANCES[PRECISION][output].min_cosine)
         for output, cosine in worst_cosines(graph, references).items()
@@ -119,14 +119,14 @@ def round_product(product: Dense | StridedConv, smoothing: Tensor | None) -> nn.
 
 
 def install(graph: InferenceGraph, products: Mapping[str, nn.Module]) -> None:
-    """Put modules into their places in the graph, by name."""
+    """Replace modules of the graph, by name."""
     for name, product in products.items():
         parent, _, attribute = name.rpartition(".")
         setattr(graph.get_submodule(parent), attribute, product)
 
 
 def turn_channels_last(graph: InferenceGraph) -> None:
-    """Let channels come last between the front end's convolutions, where quantised ones have them."""
+    """Make the activations between the front end's convolutions channels-last, as quantised ones need them."""
     for module in graph.modules():
         if isinstance(module, FirstConv | StridedConv):
             module.channels_first = False
@@ -134,10 +134,10 @@ def turn_channels_last(graph: InferenceGraph) -> None:
 
 @torch.inference_mode()
 def choose_smoothing(graph: InferenceGraph, references: Sequence[Reference]) -> dict[str, Tensor]:
-    """For each dense layer that gains by it, what evens out its input channels, (k,).
+    """The smoothing factors (k,) of the input channels, for each dense layer whose error they reduce enough.
 
-    With a the largest magnitude of a channel in the calibration and w that of its weights, √(a / w) leaves both the
-    same range (Xiao et al. 2023, "SmoothQuant", with α = 1/2).
+    With a the largest magnitude of a channel on ``references`` and w that of its weights, the factor √(a / w) gives
+    both the same range (Xiao et al. 2023, "SmoothQuant", with α = 1/2).
     """
     layers = {name: module for name, module in quantisable(graph).items() if isinstance(module, Dense)}
     largest: dict[str, Tensor] = {}
@@ -146,10 +146,10 @@ def choose_smoothing(graph: InferenceGraph, references: Sequence[Reference]) -> 
         magnitude = x.abs().flatten(0, -2).amax(0)
         largest[name] = torch.maximum(largest[name], magnitude) if name in largest else magnitude
 
-    with _watching(layers, widen):
+    with _watching_inputs(layers, widen):
         for reference in references:
             run(graph, reference.waveform)
-    factors = {name: _even(largest[name], layer.weight) for name, layer in layers.items()}
+    factors = {name: _smoothing_factors(largest[name], layer.weight) for name, layer in layers.items()}
     gains: dict[str, float] = {}
 
     def compare(name: str, layer: Dense, x: Tensor) -> None:
@@ -158,25 +158,25 @@ def choose_smoothing(graph: InferenceGraph, references: Sequence[Reference]) -> 
         plain, smooth = (_error(layer, QuantisedDense(layer, factor), rows) for factor in (None, factors[name]))
         gains[name] = max(gains.get(name, 0.0), smooth / max(plain, 1e-30))
 
-    with _watching(layers, compare):
+    with _watching_inputs(layers, compare):
         run(graph, references[0].waveform)
     return {name: factors[name] for name in layers if gains[name] < _WORTH_SMOOTHING}
 
 
-def _even(largest: Tensor, weight: Tensor) -> Tensor:
+def _smoothing_factors(largest: Tensor, weight: Tensor) -> Tensor:
     return (largest.clamp(min=1e-5) / weight.abs().amax(1).clamp(min=1e-5)).sqrt()
 
 
 def _error(layer: Dense, rounded: QuantisedDense, x: Tensor) -> float:
-    """Root mean square error of the rows, each relative to its length."""
-    expected, actual = layer.forward(x), rounded(x)  # a call of the layer would be watched again
+    """Root mean square of the rows' errors, each relative to the norm of the exact row."""
+    expected, actual = layer.forward(x), rounded(x)  # calling the layer would run its hook again
     relative = (actual - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-30)
     return float(relative.square().mean().sqrt())
 
 
 @contextmanager
-def _watching(layers: dict[str, Dense], see: Callable[[str, Dense, Tensor], None]) -> Iterator[None]:
-    """Show ``see`` every input of the layers while the block runs."""
+def _watching_inputs(layers: dict[str, Dense], see: Callable[[str, Dense, Tensor], None]) -> Iterator[None]:
+    """Call ``see`` with every input of the layers while the block runs."""
 
     def hook(name: str, layer: Dense) -> Any:
         return lambda module, arguments: see(name, layer, arguments[0])

@@ -1,4 +1,6 @@
-"""A file, bytes or an array to mono float32 samples at the model's rate.
+"""Read audio: a file, bytes or an array in, mono float32 samples at the model's sample rate out.
 
+``reading`` is the entrance. Below it ``decoder`` decodes a file, ``libsndfile`` one stream of it, ``streams`` finds the
+streams, ``headers`` the declared sizes, and ``formats`` is the table of audio containers: a new container starts there.
 Imports no other room.
 """

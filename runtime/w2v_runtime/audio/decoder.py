@@ -1,4 +1,8 @@
-"""An audio file to blocks of float32 frames, believing none of what its header promises."""
+"""Decode an audio file to blocks of float32 frames, without trust in its header.
+
+Here a truncated or damaged file becomes a warning or an :class:`AudioError`, by comparing the header's declared length
+with the frames that were decoded.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +19,33 @@ from w2v_runtime.audio.libsndfile import Sound, SoundError
 from w2v_runtime.audio.source import Source, open_content
 from w2v_runtime.audio.streams import Stream
 
-#: Sample rates in Hz outside of this range are a damaged header, not a recording.
+#: A sample rate in Hz outside this range means a damaged header.
 MIN_RATE: Final = 1_000
 MAX_RATE: Final = 1_000_000
-#: What libsndfile opens.
+#: The largest channel count that libsndfile opens.
 MAX_CHANNELS: Final = 1024
 
-#: An MP3 or Ogg header may be this far off, in seconds or as a part of the whole, before the file counts as cut.
+#: The declared length of an MP3 or Ogg file may exceed the decoded one by this much, in seconds or as a fraction of the
+#: declared length, before the file counts as truncated.
 _LOSSY_SECONDS: Final = 0.1
-_LOSSY_PART: Final = 0.01
-#: A frame takes a bit at least, but in formats that pack silence closer; blocks may be filled up behind the end. The
-#: GSM of a W64 whose size has its highest bit set goes on for ever.
+_LOSSY_FRACTION: Final = 0.01
+#: Limits on the frames that a file can hold, in case the decoder runs on after the end of the file: it does so without
+#: end for GSM in a W64 whose size has the highest bit set. A frame takes at least one bit, except in the compressed
+#: formats, which store silence in less; a decoder may pad the last block.
 _FRAMES_PER_BYTE: Final = 16
-_FILLED_BYTES: Final = 65_536
-_PACKED: Final = frozenset(("FLAC", "OGG", "MP3"))
+_PADDED_BYTES: Final = 65_536
+_COMPRESSED: Final = frozenset(("FLAC", "OGG", "MP3"))
 
 
 class Decoder:
-    """One source, decoded once from front to back; streams joined in one MP3, Ogg or FLAC file follow one another.
+    """Decodes one source once, from start to end, with all streams that are joined in an MP3, Ogg or FLAC file.
 
-    ``rate`` (Hz) and ``channels`` hold for all of it; ``size`` is in bytes; ``frames`` counts what was decoded so far.
-    Once ``blocks`` is exhausted, ``warnings`` says what is missing.
+    ``rate`` (Hz) and ``channels`` are the same for all streams; ``size`` is the file's size in bytes; ``frames`` counts
+    the frames decoded so far. Once ``blocks`` is exhausted, ``warnings`` says whether the file is truncated.
 
     Raises:
         AudioError: the source cannot be read, or holds nothing that can be decoded.
-        TypeError: it is no source.
+        TypeError: the source is not a path, bytes or an open binary file.
     """
 
     def __init__(self, source: Source) -> None:
@@ -64,20 +70,20 @@ class Decoder:
 
     @property
     def seconds(self) -> float:
-        """What was decoded so far, in seconds."""
+        """Seconds decoded so far."""
         return self.frames / self.rate
 
     @property
     def declared_seconds(self) -> float:
-        """What the header declares, untrusted, in seconds; where it declares nothing, a guess from the size."""
+        """The duration in seconds that the header declares, untrusted; without one, a guess from the file's size."""
         return self._sound.estimated / self.rate
 
     def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield blocks (frames, channels) of bounded size; full scale is 1.
+        """Yield float32 blocks (frames, channels) of bounded size; full scale is 1.
 
         Raises:
-            AudioError: the file is damaged, holds no samples, changes its rate or channel count, or was written to
-                since it was opened.
+            AudioError: the file is damaged, holds no samples, changes its sample rate or channel count between
+                streams, or was written to since it was opened.
         """
         yield from self._stream()
         while self._open_next():
@@ -103,10 +109,14 @@ class Decoder:
             raise AudioError(f"damaged: {decoded} ({fault}); restore the file from its source.") from None
 
     def _check_length(self, decoded: int) -> None:
-        """Warn of, or refuse, a stream of ``decoded`` frames whose header declares more."""
+        """Compare the ``decoded`` frames of a stream with its header: warn if it is truncated.
+
+        Raises:
+            AudioError: a FLAC stream, whose header is exact, has fewer frames than it declares.
+        """
         sound, seconds = self._sound, decoded / self.rate
         if self._data is not None and self._data.cut and decoded:
-            # Bytes stand for time, since encodings other than PCM have no fixed size of a frame.
+            # The declared time follows from the ratio of bytes: encodings other than PCM have no fixed frame size.
             self._warn_cut(seconds * self._data.declared / max(1, self._data.available), seconds)
         if sound.cut:
             self._warn(f"truncated: the last MP3 frame is cut, {seconds:.2f} s could be decoded")
@@ -120,11 +130,15 @@ class Decoder:
             what = f"damaged: the header declares {declared:.2f} s, only {seconds:.2f} s could be decoded"
             raise AudioError(f"{what}; restore the file from its source.")
         lossy = sound.container in ("MP3", "OGG")
-        if lossy and decoded and declared - seconds > max(_LOSSY_SECONDS, _LOSSY_PART * declared):
+        if lossy and decoded and declared - seconds > max(_LOSSY_SECONDS, _LOSSY_FRACTION * declared):
             self._warn_cut(declared, seconds)
 
     def _open_next(self) -> bool:
-        """Go on to the stream behind the one that ended, if there is one."""
+        """Open the next stream of the file in place of the one that ended; return whether there is one.
+
+        Raises:
+            AudioError: the stream cannot be opened, or has another sample rate or channel count.
+        """
         ended, following = self._sound, self._following()
         if following is None:
             return False
@@ -145,19 +159,19 @@ class Decoder:
         return True
 
     def _following(self) -> Stream | None:
-        """The stream behind the one that was decoded."""
+        """The stream that follows the decoded one in the file, or None."""
         ended = self._sound
         match ended.container:
             case "MP3":
                 stop = streams.before_tags(self._content, ended.stream).stop
                 return streams.next_mp3(self._content, ended.position, stop)
             case "FLAC":
-                return streams.next_flac(self._content, ended.stream, ended.position, self._is_whole)
+                return streams.next_flac(self._content, ended.stream, ended.position, self._has_all_frames)
             case _:
                 return next(self._streams, None)
 
-    def _is_whole(self, stream: Stream) -> bool:
-        """Whether a part of the stream that was decoded holds all of its samples."""
+    def _has_all_frames(self, stream: Stream) -> bool:
+        """Whether this part of the decoded stream holds as many frames as its header declares."""
         declared, frames = self._sound.declared, 0
         try:
             part = Sound(self._content, stream, self._kind)
@@ -199,7 +213,7 @@ class Decoder:
             )
 
     def _check_end(self) -> None:
-        if self._sound.container not in _PACKED and self.frames > _FRAMES_PER_BYTE * (self.size + _FILLED_BYTES):
+        if self._sound.container not in _COMPRESSED and self.frames > _FRAMES_PER_BYTE * (self.size + _PADDED_BYTES):
             raise AudioError(
                 f"damaged: the header declares more than {self.size} bytes can hold, and the decoder goes on behind "
                 f"the end of the file; {CONVERT}"
@@ -221,7 +235,7 @@ def check_layout(rate: float, channels: int) -> None:
     """Refuse impossible sample rates (Hz) and channel counts.
 
     Raises:
-        AudioError: one is out of bounds.
+        AudioError: the rate or the channel count is out of bounds.
     """
     if not MIN_RATE <= rate <= MAX_RATE:
         raise AudioError(

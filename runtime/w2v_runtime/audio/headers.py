@@ -1,7 +1,8 @@
-"""The samples that a container declares, and those that are there.
+"""Container headers: the declared size of the sample data against the bytes that the file holds.
 
-libsndfile clamps a cut file to what is there, silently, and in some containers takes all that follows for samples. The
-few header fields that show it are read here with bounded positional reads; nothing here allocates by a header.
+libsndfile decodes a truncated file without an error, and in some containers takes all bytes after the data for samples.
+The few header fields that reveal this are read here, for each container, with bounded positional reads; no memory is
+allocated by a number in a header.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Final
 
 from w2v_runtime.audio.source import Content
 
-#: More chunks, or blocks, than this before the samples are not a recording.
+#: A file with more chunks (or FLAC metadata blocks) than this before its samples is not searched further.
 MAX_CHUNKS: Final = 4096
-#: Data sizes that stand for "not known yet" in what was written to a pipe: the largest of 32 or 64 bits, with or
-#: without a sign, or a little less.
-_PIPE_SIZES: Final = (range(0x7EFF_FF00, 0x8000_0001), range(0xFFFF_EF00, 1 << 32), range(1 << 62, 1 << 64))
+#: Data sizes that mean "unknown", as programs write them to a pipe: the largest signed or unsigned number of 32 or 64
+#: bits, or a little less.
+_PLACEHOLDER_SIZES: Final = (range(0x7EFF_FF00, 0x8000_0001), range(0xFFFF_EF00, 1 << 32), range(1 << 62, 1 << 64))
 _MPEG_CODINGS: Final = (0x50, 0x55)
 #: Of a MIDI sample dump: its header, a packet of samples, and what of it are samples.
 _SDS_HEADER_BYTES: Final = 21
@@ -28,10 +29,11 @@ _SDS_SAMPLE_BYTES: Final = 120
 
 @dataclass(frozen=True)
 class DataChunk:
-    """The encoded samples of a container.
+    """The encoded samples of a container: its data chunk.
 
-    ``start`` is their first byte, ``declared`` the bytes that the header declares, ``available`` those from their start
-    to the file's end; ``mpeg`` says whether they are MPEG audio.
+    ``start`` is the position of the first byte of the samples in the file, ``declared`` the size in bytes that the
+    header declares, ``available`` the number of bytes from ``start`` to the file's end; ``mpeg`` says whether the
+    samples are MPEG audio.
     """
 
     start: int
@@ -41,27 +43,27 @@ class DataChunk:
 
     @property
     def unknown(self) -> bool:
-        """Whether the size is a placeholder, as written to a pipe."""
-        return any(self.declared in sizes for sizes in _PIPE_SIZES)
+        """Whether the declared size is a placeholder, as programs write it to a pipe."""
+        return any(self.declared in sizes for sizes in _PLACEHOLDER_SIZES)
 
     @property
     def cut(self) -> bool:
-        """Whether the file ends before its samples do."""
+        """Whether the file is truncated: it ends before the declared end of the samples."""
         return not self.unknown and self.available < self.declared
 
     @property
     def overflown(self) -> bool:
-        """Whether more follows than the size field can say: its 32 bits wrapped, or a placeholder is too small."""
+        """Whether there is more data than the 32-bit size field can declare: it wrapped, or is a placeholder."""
         return self.available > self.declared if self.unknown else self.available - self.declared >= 1 << 32
 
     @property
     def stop(self) -> int:
-        """The byte behind the samples, as far as it is known and there."""
+        """The position after the last byte of the samples; the file's end if it is truncated or the size is unknown."""
         return self.start + (self.available if self.unknown else min(self.declared, self.available))
 
 
 def data_chunk(content: Content, start: int) -> DataChunk | None:
-    """The samples of a WAV, RF64, W64, AIFF, IFF, AU, SPH or SDS that begins at byte ``start``; None for others."""
+    """The data chunk of a WAV, RF64, W64, AIFF, IFF, AU, SPH or SDS beginning at byte ``start``; None for others."""
     head = content.read(start, 1024)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return _riff_data(content, start, head[:4])
@@ -107,9 +109,10 @@ def _form_data(content: Content, start: int) -> DataChunk | None:
 
 
 def chunks(content: Content, start: int, container: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Tag, declared length and first byte of the content of each chunk, padded to even lengths.
+    """Yield the chunks from byte ``start`` on: (tag, declared length, position of the content's first byte).
 
-    ``container`` is the tag of the whole, which says in what order bytes stand.
+    A chunk of odd length is followed by a padding byte. ``container`` is the tag of the container, which decides the
+    byte order: big-endian for ``RIFX`` and ``FORM``, else little-endian.
     """
     order = ">" if container in (b"RIFX", b"FORM") else "<"
     for _ in range(MAX_CHUNKS):

@@ -1,4 +1,4 @@
-"""libsndfile through soundfile, made safe for files of unknown origin: what it opens and how it reads."""
+"""Decode one stream of an audio file with libsndfile (through soundfile), around its faults with untrusted files."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from w2v_runtime.audio.streams import Stream, before_tags
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-#: Samples (frames times channels) decoded at a time: half a megabyte, so that a block stays in the processor's cache.
+#: Samples (frames × channels) decoded at a time: half a megabyte as float32, which stays in the processor's cache.
 BLOCK_SAMPLES: Final = 1 << 17
 
-#: From here on a frame count means that the header has none (FLAC and Ogg: 2^63-1).
+#: A frame count from here on means that the header has none (libsndfile reports 2^63-1 for FLAC and Ogg).
 _UNKNOWN_FRAMES: Final = 1 << 62
-#: What libsndfile takes for the resource fork of a file without a name that it does not know by its first bytes: this
-#: file of the current folder, whatever it is. Most MP3 files are among those.
+#: When libsndfile opens a descriptor and does not recognise the format by its first bytes, as with most MP3 files, it
+#: reads this file of the current folder as the resource fork of a Sound Designer II file.
 _RESOURCE_FORK: Final = "._"
-#: Kinds whose decoders print; of what is of no known kind, libsndfile may make anything.
+#: Formats whose decoders print to stdout or stderr; a file of unknown format (None) may reach any decoder.
 _PRINTING: Final = (None, formats.MP3, formats.SDS)
 _PRINTING_CONTAINERS: Final = ("MP3", "SDS")
-#: Containers in which libsndfile reports that the system could not read, but for encodings that come in blocks. In
-#: others it takes zeros for what it could not read of the header.
-_REPORTING: Final = ("WAV", "WAVEX", "AIFF", "AU", "FLAC", "OGG", "MP3")
-_IN_BLOCKS: Final = ("IMA_ADPCM", "MS_ADPCM", "G721", "G723", "GSM", "NMS", "DWVW", "ALAC", "VOX")
-#: libsndfile's number for an error of the system.
+#: Containers in which libsndfile reports a read error of the system, except for encodings in blocks (next line). In
+#: others it takes zeros for the parts of the header that it could not read.
+_REPORTS_READ_ERRORS: Final = ("WAV", "WAVEX", "AIFF", "AU", "FLAC", "OGG", "MP3")
+_BLOCK_ENCODINGS: Final = ("IMA_ADPCM", "MS_ADPCM", "G721", "G723", "GSM", "NMS", "DWVW", "ALAC", "VOX")
+#: libsndfile's error code ``SF_ERR_SYSTEM``.
 _SYSTEM_ERROR: Final = 2
 #: The highest bit rate of an MP3 frame is 40 times the lowest.
 _MP3_STRETCH: Final = 40
@@ -49,20 +49,20 @@ _FAULTS: Final = (soundfile.SoundFileError, OSError, RuntimeError, ValueError, M
 
 
 class SoundError(Exception):
-    """The decoder's own words for why it cannot open or go on."""
+    """The decoder cannot open a stream or decode it further; holds the decoder's own message."""
 
 
 class Sound:
-    """One stream of a file, read from front to back.
+    """Decodes one stream of a file from start to end.
 
-    ``rate`` is in Hz; ``container`` is libsndfile's name of the format. ``declared`` is the untrusted number of frames
-    in the header, None where it has none; ``estimated`` is that number, or a guess from the size. ``cut`` says that the
-    file ended within an MP3 frame.
+    ``rate`` is the sample rate in Hz; ``container`` is libsndfile's name of the format. ``declared`` is the frame count
+    in the header, untrusted, or None if it has none; ``estimated`` is that count, or a guess from the file's size.
+    ``cut`` says that the file ended within an MP3 frame.
 
     Args:
         content: the file.
-        stream: where in it.
-        kind: what its first bytes say it is.
+        stream: the part of the file that holds the stream.
+        kind: the format by the file's first bytes.
 
     Raises:
         SoundError: libsndfile cannot open it.
@@ -83,23 +83,26 @@ class Sound:
         self._prints = self.container in _PRINTING_CONTAINERS
         frames: int = self._file.frames
         self.declared = frames if frames < _UNKNOWN_FRAMES else None
-        # Lossless compression leaves about one byte of a sample.
+        # Lossless compression takes about one byte per sample.
         self.estimated = frames if self.declared is not None else content.size // self.channels
         self._step = max(1, BLOCK_SAMPLES // self.channels)
         self._unbounded = False
         if self.container == "MP3":
-            self._step = min(self._step, self.rate)  # all of the block in which mpg123 meets damage is lost
+            self._step = min(self._step, self.rate)  # mpg123 drops the whole block that contains damage
             self._unbounded = not mpeg.declares_frames(content.read(stream.start, _MP3_HEAD))
         if self._unbounded:
             self._open_unbounded_mp3()
         elif self.container == "FLAC" and self.declared is None:
-            self.stream = before_tags(content, stream)  # which libFLAC takes for damage where it does not know the end
+            self.stream = before_tags(content, stream)  # libFLAC takes tags for damage if the header has no frame count
             self._open_view()
         elif self._view is None and not self._reports_errors():
             self._open_view()
 
     def _open(self) -> _Sequential:
-        """Open the descriptor at the stream's first byte, which is fast, or a view where that cannot be."""
+        """Open the stream: by the file's descriptor if it reaches to the end of the file, else through a view.
+
+        A descriptor is faster, since libsndfile then reads without Python.
+        """
         start = self.stream.start
         if self.stream.parts == ((start, self._content.size),):
             with contextlib.suppress(SoundError) if start else contextlib.nullcontext():
@@ -109,27 +112,27 @@ class Sound:
         return self._opened(self._view)
 
     def _open_view(self, stretch: int = 1) -> None:
-        """Open again as a view."""
+        """Open the stream again, through a view."""
         self.close()
         self._view = _View(self._content, self.stream, stretch)
         self._file = self._opened(self._view)
 
     def _open_unbounded_mp3(self) -> None:
-        """Open again without the tags at the end, and as if the file were longer.
+        """Open an MP3 without a frame count again, without the tags at its end, and as if the file were longer.
 
-        Without a frame count, libsndfile stops where the whole would end had all frames the size of the first.
+        Without a frame count, libsndfile estimates the length from the size of the first frame and stops there.
         """
         self.declared = None
-        self._step = 4 * _MP3_FRAME  # and so is that with the last frame, if it is cut
+        self._step = 4 * _MP3_FRAME  # mpg123 also drops the block that contains a cut last frame
         self.stream = before_tags(self._content, self.stream)
         self._open_view(_MP3_STRETCH)
 
     def _reports_errors(self) -> bool:
-        return self.container in _REPORTING and not self._file.subtype.startswith(_IN_BLOCKS)
+        return self.container in _REPORTS_READ_ERRORS and not self._file.subtype.startswith(_BLOCK_ENCODINGS)
 
     def _opened(self, place: int | _View) -> _Sequential:
         try:
-            with silenced(self._prints):  # a descriptor is read without Python's lock, faster than a Python file
+            with silenced(self._prints):  # a descriptor is read without the GIL, faster than a Python file
                 file = _Sequential(place, "r", closefd=False)
         except _FAULTS as fault:
             self._check_read()
@@ -142,7 +145,7 @@ class Sound:
         return file
 
     def read(self) -> npt.NDArray[np.float32]:
-        """The next frames (n, channels) of at most ``BLOCK_SAMPLES`` samples in all, n = 0 at the end of the stream.
+        """Decode the next frames: (n, channels), at most ``BLOCK_SAMPLES`` samples; n = 0 at the end of the stream.
 
         Raises:
             SoundError: the stream is damaged.
@@ -150,14 +153,14 @@ class Sound:
         """
         frames = self._step
         if self.container == "FLAC" and self.declared is not None:
-            frames = min(frames, self.declared - self._frames)  # libFLAC takes tags behind the stream for damage
+            frames = min(frames, self.declared - self._frames)  # libFLAC takes tags after the stream for damage
         try:
             with silenced(self._prints):
                 block: npt.NDArray[np.float32] = self._file.read(frames, dtype="float32", always_2d=True)
         except _FAULTS as fault:
             self._check_read()
             self._content.check_readable(self.position)
-            if getattr(fault, "code", None) == _SYSTEM_ERROR:  # it could not be read, and can be again
+            if getattr(fault, "code", None) == _SYSTEM_ERROR:  # a read error that has gone away since
                 raise AudioError(f"cannot be read ({_reason(fault)}); check the disk or the network.") from None
             if self._unbounded and self.position >= self.stream.stop:
                 self.cut = True
@@ -168,7 +171,7 @@ class Sound:
         return block
 
     def _check_read(self) -> None:
-        """Raise what kept a view from reading, which the decoder took for the end of the file."""
+        """Raise the read error that a view kept; the decoder took it for the end of the file."""
         if self._view is not None and self._view.fault is not None:
             raise self._view.fault
 
@@ -179,7 +182,7 @@ class Sound:
 
     @property
     def frames_decoded(self) -> int:
-        """Frames up to the fault, as far as the decoder kept count of them."""
+        """The decoder's own count of decoded frames, also after a fault; 0 if it has none."""
         try:
             return int(self._file.tell())
         except _FAULTS:
@@ -192,16 +195,19 @@ class Sound:
 
 
 class _Sequential(soundfile.SoundFile):
-    """A file that is never sought: soundfile seeks after each read of a seekable one, which hangs on a cut FLAC."""
+    """A sound file that is never sought.
+
+    soundfile seeks after each read of a seekable file, which hangs on a truncated FLAC.
+    """
 
     def seekable(self) -> bool:
         return False
 
 
 class _View(io.RawIOBase):
-    """A stream of a file as a file of its own, which claims to be ``stretch`` times as long as it is.
+    """A stream of a file, its parts joined, as a file object that claims to be ``stretch`` times as long as it is.
 
-    ``fault`` is what kept the system from reading; the decoder only saw the end of the file.
+    ``fault`` is the read error of the system, if there was one; the decoder sees the end of the file instead.
     """
 
     def __init__(self, content: Content, stream: Stream, stretch: int = 1) -> None:
@@ -215,7 +221,8 @@ class _View(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         wanted = memoryview(buffer).nbytes
         if self._stretched and self._at == self._end - _ID3V1_BYTES:
-            content = bytes(min(wanted, _ID3V1_BYTES))  # mpg123 gives up on a length behind which it cannot read a tag
+            # mpg123 looks for a tag at the claimed end of the file, and fails if it cannot read there.
+            content = bytes(min(wanted, _ID3V1_BYTES))
         else:
             content = self._read(wanted)
         memoryview(buffer)[: len(content)] = content
@@ -223,7 +230,7 @@ class _View(io.RawIOBase):
         return len(content)
 
     def _read(self, wanted: int) -> bytes:
-        """The next bytes, across parts, since libsndfile takes fewer than it wanted for the end of the file."""
+        """The next ``wanted`` bytes, across parts: libsndfile takes fewer for the end of the file."""
         blocks, at = [], self._at
         try:
             for part in range(self._part, len(self._parts)):
@@ -239,18 +246,19 @@ class _View(io.RawIOBase):
 
     @property
     def _part(self) -> int:
-        """The part in which it stands."""
+        """The index of the part that holds the current position."""
         return bisect_right(self._edges, self._at) - 1
 
     @property
     def position(self) -> int:
-        """The byte of the whole file at which it stands."""
+        """The current position as a byte of the whole file."""
         part = self._part
         return self._parts[-1][1] if part == len(self._parts) else self._parts[part][0] + self._at - self._edges[part]
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
-        self._at = origin + offset if origin + offset >= 0 else self._at  # as a descriptor stays where it was
+        # A seek before the start changes nothing, as with a descriptor.
+        self._at = origin + offset if origin + offset >= 0 else self._at
         return self._at
 
     def tell(self) -> int:

@@ -1,15 +1,15 @@
-"""Headers of MPEG audio frames, layers I to III: which bytes begin a frame, and whether a header counts the frames."""
+"""Headers of MPEG audio frames, layers I to III (MP3): find frames, and tell whether a stream declares its length."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-#: So many frames of one kind, one behind the other, are no accident.
+#: Bytes that parse as this many consecutive frames of one kind are taken for MPEG audio.
 _FRAMES: Final = 3
-#: Where a frame may begin: eleven bits set, then a version and a layer that exist.
+#: The sync word of a frame: eleven bits set, then a valid version and layer.
 _SYNC: Final = re.compile(rb"\xff[\xe2-\xe7\xf2-\xff]")
-#: kbit/s by layer, of MPEG 1 and of its halves, for the numbers 1 to 14 in the header.
+#: Bit rates in kbit/s by (version, layer), for the indices 1 to 14 in the header; version 2 stands for 2.5 too.
 _BIT_RATES: Final = {
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -20,12 +20,12 @@ _BIT_RATES: Final = {
 }
 _SAMPLE_RATES: Final = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 
-#: What all frames of a stream have in common: version, layer, sample rate.
+#: What all frames of a stream share: version, layer, sample rate in Hz.
 Kind = tuple[int, int, int]
 
 
 def frame(header: bytes) -> tuple[int, Kind] | None:
-    """Bytes of the frame that begins with these four, and its kind; None where none of a known length begins."""
+    """The size in bytes and the kind of the frame with this 4-byte header; None if it is no frame of known size."""
     if len(header) < 4 or not _SYNC.match(header):
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
@@ -41,7 +41,7 @@ def frame(header: bytes) -> tuple[int, Kind] | None:
 
 
 def begins(content: bytes, start: int = 0, ends: bool = False) -> bool:
-    """Whether frames of one kind follow one another from ``start`` on: three, or two that reach the end.
+    """Whether consecutive frames of one kind begin at ``start``: three, or two that end with the file.
 
     Args:
         content: a part of a file.
@@ -60,11 +60,11 @@ def begins(content: bytes, start: int = 0, ends: bool = False) -> bool:
 
 
 def find(content: bytes, ends: bool = False) -> int | None:
-    """Where frames begin first, as :func:`begins` tells them; None if nowhere."""
+    """The position of the first frame for which :func:`begins` is true, or None."""
     return next((match.start() for match in _SYNC.finditer(content) if begins(content, match.start(), ends)), None)
 
 
 def declares_frames(head: bytes) -> bool:
-    """Whether a stream with this head, of some hundred bytes, has a Xing, Info or VBRI header with a frame count."""
+    """Whether the first few hundred bytes of a stream hold a Xing, Info or VBRI header with a frame count."""
     xing = re.search(rb"(?:Xing|Info)\x00\x00\x00(.)(.{4})", head, re.DOTALL)
     return bool(xing[1][0] & 1 and any(xing[2])) if xing else b"VBRI" in head

@@ -1,7 +1,7 @@
-"""A path, bytes, an open file or an array to mono float32 samples at the model's rate.
+"""Read a path, bytes, an open file or an array as mono float32 samples at the model's sample rate.
 
 Channels are averaged, or one is picked, before soxr resamples (quality HQ, equal to ``soxr.resample`` of the whole).
-Files are decoded in small blocks, so that memory follows the result and not what a header declares.
+Files are decoded in small blocks, so that memory depends on the decoded samples and not on what a header declares.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from w2v_runtime.audio.waveform import Frames, float_levels, frames_of, full_sca
 
 Samples = npt.NDArray[np.float32]
 
-#: Seconds of a block of an ``AudioStream``, at least; the last one may be shorter.
+#: The least length of a block of an ``AudioStream`` in seconds; only the last block may be shorter.
 BLOCK_SECONDS: Final = 30
-#: Largest magnitude, full scale being 1: 32-bit integers kept as floats pass, and float32 can still sum their squares.
+#: Largest magnitude of a sample (full scale is 1): unscaled 32-bit integers pass, and their squares fit float32 sums.
 MAX_PEAK: Final = 2.0**32
-#: A header that declares more is not believed when work is planned.
+#: Upper limit on the seconds that a header declares, when work is planned by them.
 MAX_DECLARED_SECONDS: Final = 100.0 * 3600
 
 
@@ -35,8 +35,8 @@ MAX_DECLARED_SECONDS: Final = 100.0 * 3600
 class Audio:
     """One input as the model takes it.
 
-    ``samples`` is mono float32 (n,) at ``rate`` Hz. ``duration`` is what was decoded, in seconds of the input's own
-    time (frames / its rate). ``warnings`` says what is wrong with the input though it could be read.
+    ``samples`` is mono float32 (n,) at ``rate`` Hz. ``duration`` is the decoded length in seconds, before resampling
+    (input frames / input sample rate). ``warnings`` says what is wrong with the input although it could be read.
     """
 
     samples: Samples
@@ -51,7 +51,7 @@ class AudioStream:
     ``duration`` (seconds) and ``warnings`` are final once the iterator is exhausted.
 
     Raises:
-        AudioError: when opened or read, the source is not audio, damaged, or has no such channel.
+        AudioError: on opening or iterating, the source is not audio, is damaged, or has no such channel.
     """
 
     def __init__(self, source: Source, rate: int, channel: int | None = None) -> None:
@@ -77,12 +77,12 @@ class AudioStream:
 
     @property
     def duration(self) -> float:
-        """Seconds decoded so far, in the file's own time."""
+        """Seconds decoded so far, before resampling."""
         return self._decoder.seconds
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is missing from the file, or odd about its levels."""
+        """Warnings of a truncated file or of implausible levels."""
         return (*self._decoder.warnings, *self._mono.warnings)
 
     def close(self) -> None:
@@ -91,17 +91,17 @@ class AudioStream:
 
 
 def open_audio(source: Source, rate: int, channel: int | None = None) -> AudioStream:
-    """Open a recording of any length for reading in blocks; to be used in a ``with`` statement, iterated once.
+    """Open a recording of any length to read it in blocks; use it in a ``with`` statement and iterate once.
 
     Args:
-        source: the path of a regular file, the bytes of one, or an open binary file, which is read from where it
-            stands to its end and left where it stood, if it can be sought; the format is told by the content.
+        source: the path of a regular file, the bytes of one, or an open binary file, which is read from its position
+            to its end and then set back, if it is seekable; the format is recognised by the content.
         rate: the model's sample rate in Hz.
         channel: a channel number from 0; None for the mean of all.
 
     Raises:
         AudioError: the source cannot be opened as audio, or has no such channel. The message leaves out the path.
-        TypeError: it is no source.
+        TypeError: ``source`` is not a path, bytes or an open binary file.
     """
     return AudioStream(source, rate, channel)
 
@@ -121,12 +121,12 @@ def read_audio(source: Source, rate: int, channel: int | None = None) -> Audio:
 
 
 def from_array(waveform: npt.ArrayLike, source_rate: float, rate: int, channel: int | None = None) -> Audio:
-    """Bring an array to the form of ``read_audio``.
+    """Convert an array to :class:`Audio`, as ``read_audio`` returns it.
 
     Args:
         waveform: (n,) or (n, channels); floats with full scale 1, or integer PCM of up to 32 bits, scaled by its
             type's range.
-        source_rate: its sample rate in Hz.
+        source_rate: the array's sample rate in Hz.
         rate: the model's sample rate in Hz.
         channel: a channel number from 0; None for the mean of all.
 
@@ -143,9 +143,9 @@ def from_array(waveform: npt.ArrayLike, source_rate: float, rate: int, channel: 
 
 
 def declared_seconds(source: Source) -> float:
-    """What a recording's header declares, in seconds: cheap, good for planning, not to be trusted.
+    """The duration in seconds that a recording's header declares: for planning only, since a header may be wrong.
 
-    At most ``MAX_DECLARED_SECONDS``; a guess from the file's size where the header does not say.
+    At most ``MAX_DECLARED_SECONDS``; if the header has no frame count, a guess from the file's size.
 
     Raises:
         AudioError: the file cannot be opened as audio.
@@ -171,7 +171,7 @@ def _slices(frames: Frames) -> Iterator[Frames]:
 
 
 class _Mono:
-    """Blocks (n, channels) as checked blocks (n,); ``rate`` in Hz tells where a bad sample stands.
+    """Mixes blocks (n, channels) down to blocks (n,) and checks them; ``rate`` in Hz gives the time of a bad sample.
 
     Raises:
         AudioError: when iterated, a sample is NaN, infinite, or beyond ``MAX_PEAK``.
@@ -198,7 +198,7 @@ class _Mono:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is odd about the levels so far."""
+        """Warnings of implausible levels so far."""
         return float_levels(self._peak)
 
 
@@ -206,7 +206,7 @@ def _mean(block: Frames) -> Samples:
     """The mean of the channels, summed in float64, column by column: numpy is slow at reducing a short last axis."""
     if block.shape[1] == 1:
         return _as_float32(block[:, 0])
-    with np.errstate(invalid="ignore"):  # infinities of both signs make no number, which is refused
+    with np.errstate(invalid="ignore"):  # +inf and -inf sum to NaN, which is refused later
         total = block[:, 0].astype(np.float64)
         for column in block.T[1:]:
             total += column
@@ -214,12 +214,12 @@ def _mean(block: Frames) -> Samples:
 
 
 def _as_float32(values: Frames) -> Samples:
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinite, and refused
+    with np.errstate(over="ignore", invalid="ignore"):  # a value beyond float32 becomes infinite, and is refused later
         return np.ascontiguousarray(values, np.float32)
 
 
 def _resample(blocks: Iterator[Samples], source_rate: float, rate: int) -> Iterator[Samples]:
-    """Blocks (n,) from one rate to another, in Hz, as one continuous signal."""
+    """Resample blocks (n,) from ``source_rate`` to ``rate``, both in Hz, as one continuous signal."""
     if source_rate == rate:
         yield from blocks
         return

@@ -1,4 +1,4 @@
-"""One recording as callers of Python give it: a path, what a file holds, an open file, or samples with their rate."""
+"""Check what callers in Python pass as a recording: a path, bytes, an open file, or (waveform, sample_rate)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import numpy.typing as npt
 
 from w2v_runtime.audio.source import Source
 
-#: What is embedded as one; a waveform is (samples,) or (samples, channels), its rate in Hz.
+#: One input to embed: a source, or a waveform (samples,) or (samples, channels) with its sample rate in Hz.
 Recording = Source | tuple[npt.ArrayLike, int]
 
 _PAIR: Final = "(waveform, sample_rate)"
 _OPEN: Final = "open(path, 'rb')"
-#: Names of numbers as arrays and tensors call what they hold.
+#: Names of numeric dtypes of numpy, PyTorch and other libraries.
 _NUMBERS: Final = re.compile(r"(torch\.)?(bool|u?int|b?float|complex)")
 
 
 def check_recording(given: object, call: str = "embed({})") -> Recording:
-    """What was given, if it is of a kind that can be embedded.
+    """Return ``given`` if its type is that of a recording.
 
     Args:
-        given: anything.
-        call: how to call with one recording.
+        given: any object.
+        call: the call that takes one recording, for the message; ``{}`` stands for the recording.
 
     Raises:
-        TypeError: it is not; the message holds the right call.
+        TypeError: ``given`` is no recording; the message holds the right call.
     """
     if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview):
         return given
@@ -51,10 +51,12 @@ def check_recording(given: object, call: str = "embed({})") -> Recording:
 
 
 def check_recordings(given: object) -> Iterable[Recording]:
-    """Many recordings, if that is what was given; those of a list or tuple are checked now, others as they come.
+    """Return ``given`` if it is an iterable of recordings.
+
+    The items of a list or tuple are checked at once, those of another iterable when it is iterated.
 
     Raises:
-        TypeError: it is a single one, or something else; the message holds the right call.
+        TypeError: ``given`` is a single recording, or something else; the message holds the right call.
     """
     if isinstance(given, str | os.PathLike):
         raise TypeError(f"embed_files takes many recordings: embed({given!r}) or embed_files([{given!r}]).")
@@ -79,7 +81,7 @@ def _checked(recordings: Iterable[object]) -> Iterator[Recording]:
 
 
 def name_of(recording: Recording) -> str:
-    """The path of a file, also of an open one that has it; else nothing."""
+    """The path of a recording, also of an open file that has a name; else an empty string."""
     if isinstance(recording, str | os.PathLike):
         return str(os.fsdecode(recording))
     name = getattr(recording, "name", "")
@@ -87,12 +89,12 @@ def name_of(recording: Recording) -> str:
 
 
 def can_be_read_again(source: Source) -> bool:
-    """Whether it can be opened twice: all but streams, such as pipes."""
+    """Whether a source can be opened twice, which is true of all but unseekable streams such as pipes."""
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         return True
     try:
         return source.seekable()
-    except Exception:  # of whatever the file is made; reading it will say why
+    except Exception:  # any kind of file object; reading it reports the error
         return False
 
 
@@ -106,7 +108,7 @@ def _check_pair(pair: tuple[Any, Any], call: str) -> tuple[npt.ArrayLike, int]:
 
 
 def _instead_of_mapping(given: Mapping[Any, Any], call: str) -> str:
-    """The right call for audio as datasets of Hugging Face hold it."""
+    """The error message, with the right call, for a mapping such as the audio column of a Hugging Face dataset."""
     if {"array", "sampling_rate"} <= given.keys():
         right = "(audio['array'], audio['sampling_rate'])"
     elif given.get("bytes") is not None:
@@ -123,7 +125,7 @@ def _is_number(given: object) -> bool:
 
 
 def _is_array(given: object) -> bool:
-    """Whether it is an array or tensor of numbers, of numpy or any other library."""
+    """Whether ``given`` is an array or tensor of numbers, of numpy or any other library."""
     return hasattr(given, "shape") and bool(_NUMBERS.match(str(getattr(given, "dtype", ""))))
 
 

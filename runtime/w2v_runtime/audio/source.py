@@ -1,4 +1,4 @@
-"""Where audio comes from: a path, bytes or an open binary file, all read as one regular file by position."""
+"""Open a source of audio (a path, bytes or an open binary file) as a regular file that is read by position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from w2v_models.errors import AudioError
 
-#: What audio is read from: a path, the bytes of a file, or an open binary file, read from where it stands.
+#: What audio is read from: a path, the bytes of a file, or an open binary file, read from its current position.
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 _COPY_BYTES: Final = 1 << 20
@@ -21,12 +21,12 @@ _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Content:
-    """The bytes of one input: a regular file that is read by position, and belongs to whoever opened it.
+    """An open regular file that is read by position (``pread``); it takes over ``descriptor`` and closes it.
 
-    ``size`` is in bytes, as it was when it was opened.
+    ``size`` is the file's size in bytes when it was opened.
 
     Raises:
-        AudioError: on opening it, what the descriptor leads to is no regular file.
+        AudioError: on opening, ``descriptor`` is not that of a regular file.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -50,7 +50,7 @@ class Content:
         """
         try:
             content = os.pread(self.descriptor, length, start)
-            while 0 < len(content) < length and start + len(content) < self.size:  # what follows may not be readable
+            while 0 < len(content) < length and start + len(content) < self.size:  # a read error may lie in the rest
                 more = os.pread(self.descriptor, length - len(content), start + len(content))
                 if not more:
                     break
@@ -60,19 +60,19 @@ class Content:
             raise _unreadable(error) from None
 
     def check_readable(self, *places: int) -> None:
-        """Tell a file that cannot be read from one that cannot be decoded.
+        """Read single bytes, to tell a read error of the system from a file that cannot be decoded.
 
         Raises:
-            AudioError: the system cannot read the byte at one of ``places``, or the last one.
+            AudioError: the system cannot read the byte at one of ``places``, or the last byte of the file.
         """
         for place in (*places, self.size - 1):
             self.read(max(0, place), 1)
 
     def check_unchanged(self) -> None:
-        """Refuse what was written to since it was opened.
+        """Refuse a file that was written to since it was opened.
 
         Raises:
-            AudioError: its size or time is another.
+            AudioError: the size or the modification time has changed.
         """
         try:
             status = os.fstat(self.descriptor)
@@ -92,13 +92,14 @@ class Content:
 
 
 def open_content(source: Source) -> Content:
-    """Open a source; what is no file yet is copied into an unnamed one, which lasts as long as it is open.
+    """Open a source as a file; bytes and open files are copied into an unnamed file, which vanishes on closing.
 
-    An open file is left where it stood, if it can be sought, so that it can be opened again.
+    An open file is set back to its position if it is seekable, so that it can be opened again. One of a regular file
+    at its start is not copied.
 
     Raises:
-        AudioError: it does not exist, cannot be read, or is no regular file. The message leaves out the path.
-        TypeError: it is none of the kinds of source.
+        AudioError: the source does not exist, cannot be read, or is no regular file. The message leaves out the path.
+        TypeError: ``source`` is not a path, bytes or an open binary file.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return Content(_of_bytes(memoryview(source)))
@@ -113,15 +114,15 @@ def open_content(source: Source) -> Content:
 
 
 def spooled(file: BinaryIO) -> BinaryIO:
-    """The rest of a stream that can be read only once, such as standard input, as a file that can be read again.
+    """Copy the rest of a stream that can be read only once, such as standard input, to a seekable unnamed file.
 
-    To be used in a ``with`` statement, for it holds an unnamed file on the disk.
+    Use the result in a ``with`` statement, since it holds disk space until it is closed.
 
     Raises:
         AudioError: the stream cannot be read, or the temporary folder has no room for it.
     """
     _check_open(file)
-    copy = _unnamed()
+    copy = _unnamed_file()
     try:
         _copy(file, copy.fileno())
         copy.seek(0)
@@ -132,11 +133,11 @@ def spooled(file: BinaryIO) -> BinaryIO:
 
 
 def _of_path(path: str) -> int:
-    """A descriptor of a regular file, without ever waiting for, or waking, anything that is not one."""
+    """Open a path as a descriptor if it is a regular file; a FIFO or a device is not opened, since that may block."""
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            os.scandir(path).close()  # the search for recordings names a folder that it cannot read
+            os.scandir(path).close()  # raises for an unreadable folder, so that the message says so
             raise AudioError("not a regular file, but a folder; name it as an input of its own to search it.")
         _expect_regular(status)
         return os.open(path, _OPEN_FLAGS)
@@ -165,7 +166,7 @@ def _why_not_opened(path: str, error: OSError | ValueError) -> str:
 
 
 def _of_bytes(content: memoryview) -> int:
-    """An unnamed file in memory, where there is such a thing, since the bytes are in memory already."""
+    """A descriptor of a file in memory (``memfd``) with these bytes; a temporary file on systems without memfd."""
     if not hasattr(os, "memfd_create"):
         return _copied(io.BytesIO(content))
     try:
@@ -182,7 +183,7 @@ def _of_bytes(content: memoryview) -> int:
 
 def _of_file(file: BinaryIO) -> int:
     _check_open(file)
-    opened = _opened_anew(file)
+    opened = _reopened(file)
     return _copied(file) if opened is None else opened
 
 
@@ -197,26 +198,34 @@ def _text_error() -> TypeError:
     return TypeError("a file in text mode cannot be read as audio; open it as open(path, 'rb').")
 
 
-def _opened_anew(file: BinaryIO) -> int | None:
-    """Another descriptor of a plain file that stands at its beginning, so that it need not be copied; else None."""
+def _reopened(file: BinaryIO) -> int | None:
+    """A new descriptor of an open regular file that is at its start, so that it need not be copied; else None.
+
+    Raises:
+        AudioError: the open file is a device.
+    """
     raw = getattr(file, "raw", file)
     if type(raw) is not io.FileIO or not raw.readable():
         return None
     try:
         kind = os.fstat(raw.fileno()).st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
-            raise AudioError("not a regular file; open an audio file.")  # a device may go on for ever
+            raise AudioError("not a regular file; open an audio file.")  # a device may be endless
         return os.open(f"/proc/self/fd/{raw.fileno()}", _OPEN_FLAGS) if stat.S_ISREG(kind) and not file.tell() else None
     except OSError:
         return None
 
 
 def _copied(file: BinaryIO) -> int:
-    """A descriptor of a copy of a file from where it stands, to which it returns."""
+    """A descriptor of an unnamed copy of a file from its position on; the file is set back to that position.
+
+    Raises:
+        AudioError: nothing is left to read, or something else read the file meanwhile.
+    """
     start = _position(file)
-    with _unnamed() as copy:
+    with _unnamed_file() as copy:
         copied = _copy(file, copy.fileno())
-        if start is not None and not _returned(file, start, copied):
+        if start is not None and not _seek_back(file, start, copied):
             raise AudioError("something else read the open file at the same time; open it once for each use.")
         if copied:
             return os.dup(copy.fileno())
@@ -226,17 +235,17 @@ def _copied(file: BinaryIO) -> int:
 
 
 def _position(file: BinaryIO) -> int | None:
-    """Where an open file stands; None if it cannot be sought."""
+    """The position of an open file; None if it is not seekable."""
     try:
         start = file.tell()
         file.seek(start)
-    except Exception:  # whatever kind of file says that it cannot
+    except Exception:  # any kind of file object
         return None
     return start
 
 
-def _returned(file: BinaryIO, start: int, copied: int) -> bool:
-    """Go back to ``start``, and tell whether it was ``copied`` bytes away."""
+def _seek_back(file: BinaryIO, start: int, copied: int) -> bool:
+    """Seek back to ``start``; return whether the file had moved on by ``copied`` bytes."""
     try:
         end = file.tell()
         file.seek(start)
@@ -246,7 +255,7 @@ def _returned(file: BinaryIO, start: int, copied: int) -> bool:
 
 
 def _copy(file: BinaryIO, descriptor: int) -> int:
-    """Copy the rest of a file, and return its bytes."""
+    """Copy the rest of a file to ``descriptor``; return the number of bytes."""
     copied = 0
     while block := _next_block(file):
         _write(descriptor, memoryview(block), tempfile.gettempdir())
@@ -257,7 +266,7 @@ def _copy(file: BinaryIO, descriptor: int) -> int:
 def _next_block(file: BinaryIO) -> bytes:
     try:
         block: Any = file.read(_COPY_BYTES)
-    except Exception as error:  # of the network, of an archive, of whatever the file is made
+    except Exception as error:  # a file object of any library: of a network, of an archive
         raise _unreadable(error) from error
     if isinstance(block, str):
         raise _text_error()
@@ -272,7 +281,7 @@ def _write(descriptor: int, content: memoryview, place: str) -> None:
         raise _no_room(place, error) from None
 
 
-def _unnamed() -> BinaryIO:
+def _unnamed_file() -> BinaryIO:
     try:
         return tempfile.TemporaryFile(prefix="w2v-audio-", buffering=0)
     except OSError as error:
@@ -288,7 +297,7 @@ def _unreadable(error: BaseException) -> AudioError:
 
 
 def reason_of(fault: BaseException) -> str:
-    """Why the system, or a library, could not do it, without a full stop."""
+    """The error's message without a full stop: the system's text, the exception's, else its class name."""
     if isinstance(fault, OSError) and fault.strerror:
         return fault.strerror
     return str(fault).rstrip(".") or type(fault).__name__

@@ -1,4 +1,4 @@
-"""Arrays that hold a waveform: their kind, shape and levels, looked at before they are taken as sound."""
+"""Check an array that holds a waveform: its dtype, shape, full scale and levels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from w2v_runtime.audio.libsndfile import BLOCK_SAMPLES
 
 Frames = npt.NDArray[Any]
 
-#: Floats beyond this, full scale being 1, are integers kept as floats: no recording is overdriven by 24 dB.
-_LOUDEST: Final = 16.0
-#: The largest sample of 24 bits, and of 16.
+#: Float samples beyond this (full scale is 1) are unscaled integers: no recording is overdriven by 24 dB.
+_MAX_FLOAT_PEAK: Final = 16.0
+#: The largest magnitude of a 24-bit and of a 16-bit sample.
 _PEAK_24: Final = 1 << 23
 _PEAK_16: Final = 1 << 15
-#: Samples of 16 bits below this hold nothing to hear; noise of a few steps is silence in any format.
-_LEAST: Final = 64
-#: The bits of an int32 that stay empty where samples of 24 bits or fewer are scaled to it.
+#: Unscaled 16-bit samples that all stay below this are inaudible, so that a warning about them is of no use.
+_SILENCE_PEAK: Final = 64
+#: The low bits of an int32, which are zero in samples of 24 bits or fewer that were scaled to 32.
 _LOW_BITS: Final = 0xFF
 
 
@@ -28,11 +28,11 @@ def frames_of(waveform: object) -> Frames:
     """The waveform as an array (samples, channels) of floats, or of integers whose full scale is known.
 
     Raises:
-        AudioError: it is empty, of another shape or type, or no array.
+        AudioError: the waveform is empty, of another shape or dtype, or no array.
     """
     try:
         array: Frames = np.asarray(waveform)
-    except Exception as error:  # of whatever library the waveform comes from
+    except Exception as error:  # the waveform may be of any library
         raise AudioError(_why_no_array(waveform, error)) from None
     if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
         raise AudioError(
@@ -61,7 +61,7 @@ def rate_of(rate: object, waveform: object) -> float:
     """The sample rate of a waveform as a number, in Hz.
 
     Raises:
-        AudioError: it is none.
+        AudioError: the rate is not a number, or has changed places with the waveform.
     """
     if isinstance(waveform, numbers.Real) and hasattr(rate, "__len__"):
         raise AudioError("the waveform and its sample rate have changed places; give (waveform, sample_rate).")
@@ -72,7 +72,7 @@ def rate_of(rate: object, waveform: object) -> float:
 
 
 def full_scale(frames: Frames) -> Frames:
-    """Samples with full scale 1: integers are scaled by the range of their type, floats are as they are."""
+    """Scale samples to full scale 1: integers by the range of their dtype; floats stay as they are."""
     if frames.dtype.kind == "f":
         return frames
     half = 2.0 ** (8 * frames.dtype.itemsize - 1)
@@ -81,17 +81,17 @@ def full_scale(frames: Frames) -> Frames:
 
 
 def float_levels(peak: float) -> tuple[str, ...]:
-    """A warning where floats with this largest magnitude, of full scale 1, are none of a recording."""
-    if peak <= _LOUDEST:
+    """A warning if float samples with this largest magnitude (full scale is 1) must be unscaled integers."""
+    if peak <= _MAX_FLOAT_PEAK:
         return ()
     return (f"levels: samples reach {peak:.6g} times full scale; if they are 16-bit integers, divide them by 32768",)
 
 
 def integer_levels(frames: Frames) -> tuple[str, ...]:
-    """A warning where 32-bit integers are as small as samples of 16 or 24 bits that nobody scaled to 32.
+    """A warning if 32-bit integers look like samples of 16 or 24 bits that were not scaled to 32.
 
-    A quiet recording of 24 bits or fewer, scaled to int32 as soundfile does, leaves the low bits empty; one that uses
-    them was mixed or recorded in floats, and is seldom below -48 dB of full scale throughout.
+    A quiet recording of 24 bits or fewer, scaled to int32 as soundfile does, has zeros in the low bits. A recording
+    that uses the low bits was mixed or recorded in floats, and is seldom below -48 dB of full scale throughout.
     """
     if frames.dtype.kind not in "iu" or frames.dtype.itemsize != 4:
         return ()
@@ -103,7 +103,7 @@ def integer_levels(frames: Frames) -> tuple[str, ...]:
         if peak > _PEAK_24:
             return ()
         bits |= int(np.bitwise_or.reduce(block, axis=None)) & _LOW_BITS
-    if peak < _LEAST or not bits:
+    if peak < _SILENCE_PEAK or not bits:
         return ()
     small = 16 if peak <= _PEAK_16 else 24
     shift = "give them as int16" if small == 16 else "shift them left by 8 bits"

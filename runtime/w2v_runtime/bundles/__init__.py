@@ -1,4 +1,4 @@
-"""Where bundles are on this machine, and how one takes its place there.
+"""Bundles on this machine: how they are found, and how a new one is written atomically.
 
 May import files.
 """

@@ -1,4 +1,4 @@
-"""Where bundles live on this machine, and how a model is found by folder or id."""
+"""Find bundles on this machine: the folder of exported bundles, and a model's bundle by folder or hub id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def home() -> Path:
     """The folder of exported bundles: ``$W2V_HOME``, else the user's cache folder. It may be missing.
 
     Raises:
-        BundleError: the user has no home folder, or ``$W2V_HOME`` begins with that of an unknown user.
+        BundleError: the user has no home folder, or ``$W2V_HOME`` begins with ``~`` of an unknown user.
     """
     chosen = os.environ.get("W2V_HOME")
     try:
@@ -35,20 +35,22 @@ def home() -> Path:
 
 
 def default_folder(model_id: str) -> Path:
-    """Where the bundle of a hub id or checkpoint folder goes: ``<org>--<name>`` below :func:`home`.
+    """The default bundle folder of a hub id or checkpoint folder: ``<org>--<name>`` below :func:`home`.
 
     Raises:
-        BundleError: there is no home.
+        BundleError: there is no home folder.
     """
     name = Path(model_id).resolve().name if os.path.isdir(model_id) else model_id.strip("/").replace("/", "--")
-    return home() / (name.lstrip(".") or "model")  # hidden folders are not looked into
+    return home() / (name.lstrip(".") or "model")  # hidden folders are not searched for bundles
 
 
 def folders() -> list[Path]:
-    """The folders below :func:`home` that have a manifest, by name; hidden ones are on their way to being a bundle.
+    """The folders below :func:`home` that hold a manifest, sorted by name.
+
+    Hidden folders are left out, since they are unfinished bundles.
 
     Raises:
-        BundleError: the home is there and cannot be read.
+        BundleError: :func:`home` exists and cannot be read.
     """
     place = home()
     try:
@@ -62,10 +64,10 @@ def folders() -> list[Path]:
 
 
 def exported() -> list[Bundle]:
-    """The valid bundles below :func:`home`, by name.
+    """The valid bundles below :func:`home`, sorted by name.
 
     Raises:
-        BundleError: the home is there and cannot be read.
+        BundleError: :func:`home` exists and cannot be read.
     """
     bundles = []
     for folder in folders():
@@ -82,7 +84,7 @@ def find(model: str | os.PathLike[str] | None = None) -> Bundle:
     Without ``model``: ``$W2V_MODEL``, else the only exported bundle.
 
     Raises:
-        BundleError: there is none, there are several, or it is not a valid bundle; the message holds the fix.
+        BundleError: there is no such bundle, there are several, or it is not valid; the message holds the fix.
     """
     name = os.fspath(model) if model is not None else os.environ.get("W2V_MODEL")
     if not name:
@@ -99,9 +101,9 @@ def find(model: str | os.PathLike[str] | None = None) -> Bundle:
 
 
 def _places(name: str) -> Iterator[Path]:
-    """Where the bundle of this name may be, as a path and as an id."""
+    """The folders that ``name`` may mean: as a path, then as a hub id."""
     yield Path(name)
-    with contextlib.suppress(BundleError):  # without a home there is no place for ids
+    with contextlib.suppress(BundleError):  # without a home folder, an id has no folder
         yield default_folder(name)
 
 

@@ -1,9 +1,10 @@
-"""A bundle takes its place whole or not at all, and never that of a file that is no bundle's own.
+"""Write a bundle to its output folder atomically: as a whole or not at all, and without a loss of other files.
 
-It is written into a folder beside its place, opened and checked there, made durable, and then changes places with what
-it replaces, of which only the bundle's own files are removed. All of that happens under the lock of the place. So what
-stands beside it when the lock was got is what a killed process left: an unfinished bundle, one that was replaced, or,
-where two folders cannot change places in one step, one that was set aside and comes back.
+The bundle is written into a staging folder beside the output folder, opened and checked there, and synced to the disk.
+Then the two folders are exchanged, and of the replaced bundle only its own files are removed. All of this happens under
+the output's lock. So what is found beside the output once the lock is held was left by a killed process: an unfinished
+bundle, a replaced bundle, or, where two folders cannot be exchanged in one step, a bundle that was set aside and is
+moved back.
 """
 
 from __future__ import annotations
@@ -23,26 +24,27 @@ from w2v_runtime.files.durable import sync_file, sync_folder
 from w2v_runtime.files.exchange import exchange
 from w2v_runtime.files.lock import locked
 
-#: Beside a bundle NAME, ``.NAME.w2v-new`` is the next one, and ``.NAME.w2v-old`` one that is set aside.
+#: Beside a bundle NAME, ``.NAME.w2v-new`` is the staging folder, ``.NAME.w2v-old`` a bundle that is set aside.
 _NEW: Final = ".w2v-new"
 _OLD: Final = ".w2v-old"
-#: Marks a folder that was begun here and is not finished. Of one without it, only a bundle's own files are removed.
+#: A file that marks an unfinished staging folder. From a folder without it, only a bundle's own files are removed.
 _UNFINISHED: Final = ".unfinished"
 _UNFINISHED_TEXT: Final = "A bundle is being written here. If its process was killed, the next export removes this.\n"
 
 
 @contextlib.contextmanager
 def placed(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A new folder to write a bundle into, which takes the place ``output`` when the block succeeds.
+    """Yield a new staging folder to write a bundle into; it replaces ``output`` when the block succeeds.
 
-    Where the block fails nothing is left, and what was there is as it was. A link at ``output`` is followed.
+    If the block fails, the staging folder is removed and ``output`` is as it was. A link at ``output`` is followed.
 
     Raises:
-        OutputError: the place is taken or cannot be written, holds more than a bundle, or another process writes to it.
-        BundleError: what the block wrote is not a bundle.
-        W2VError: the disk is full, or what was replaced cannot be removed.
+        OutputError: ``output`` exists or cannot be written, holds files that are not a bundle's, or another process
+            writes to it.
+        BundleError: the staging folder does not hold a valid bundle.
+        W2VError: the disk is full, or the replaced bundle cannot be removed.
     """
-    folder = _place(output)
+    folder = _resolved(output)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,7 +52,7 @@ def placed(output: Path, overwrite: bool) -> Iterator[Path]:
     with locked(folder):
         _restore(folder)
         _check_free(folder, overwrite)
-        _sweep(folder)
+        _remove_leftovers(folder)
         staging = _beside(folder, _NEW)
         try:
             with writing(folder):
@@ -58,27 +60,27 @@ def placed(output: Path, overwrite: bool) -> Iterator[Path]:
                 (staging / _UNFINISHED).write_text(_UNFINISHED_TEXT)
             yield staging
             with writing(folder):
-                _finish(staging)
+                _check_and_sync(staging)
                 _swap(staging, folder, overwrite)
         except BaseException:
             with contextlib.suppress(OSError, W2VError):
                 _restore(folder)
-                _sweep(folder)
+                _remove_leftovers(folder)
             raise
         sync_folder(folder.parent)
         try:
-            _sweep(folder)
+            _remove_leftovers(folder)
         except OutputError as error:
             raise W2VError(f"{folder} is written, but what it replaced is not gone: {error}") from None
 
 
 def check(output: Path, overwrite: bool) -> None:
-    """Refuse at once what :func:`placed` would refuse.
+    """Refuse an output folder that :func:`placed` would refuse.
 
     Raises:
-        OutputError: as there.
+        OutputError: as for :func:`placed`.
     """
-    folder = _place(output)
+    folder = _resolved(output)
     if folder.parent.is_dir():
         with locked(folder):
             _restore(folder)
@@ -86,7 +88,7 @@ def check(output: Path, overwrite: bool) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Bring back a bundle that a killed process had set aside, where nothing stands in its place."""
+    """Move a bundle that a killed process had set aside back to ``folder``, if that does not exist."""
     with contextlib.suppress(OSError, ValueError, W2VError):
         folder = Path(os.path.realpath(folder))
         if not os.path.lexists(folder) and _beside(folder, _OLD).is_dir():
@@ -95,10 +97,10 @@ def recover(folder: Path) -> None:
 
 
 def recover_all(home: Path) -> None:
-    """:func:`recover` every bundle of a folder of bundles.
+    """:func:`recover` every bundle in ``home``, a folder of bundles.
 
     Raises:
-        OSError: the folder cannot be read.
+        OSError: ``home`` cannot be read.
     """
     for name in os.listdir(home):
         if name.startswith(".") and name.endswith(_OLD):
@@ -107,7 +109,7 @@ def recover_all(home: Path) -> None:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Say where writing failed: Python's own error of a full disk does not.
+    """Turn an OSError of the block into a message that names ``folder``, which Python's error of a full disk does not.
 
     Raises:
         W2VError: the block raised an OSError.
@@ -118,8 +120,12 @@ def writing(folder: Path) -> Iterator[None]:
         raise W2VError(f"{folder} cannot be written: {error.strerror or error}. Nothing was left behind.") from None
 
 
-def _place(output: Path) -> Path:
-    """Where ``output`` really is, if a folder can be there at all."""
+def _resolved(output: Path) -> Path:
+    """The real path of ``output``, with links resolved.
+
+    Raises:
+        OutputError: no bundle folder can be written there.
+    """
     try:
         folder = Path(os.path.realpath(output))
         str(folder).encode()
@@ -135,7 +141,7 @@ def _place(output: Path) -> Path:
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not os.path.isdir(existing):
         raise OutputError(f"{existing} is not a folder, so no bundle can be there; choose another --output.")
-    if existing == folder and any(path.samefile(folder) for path in _around_here()):
+    if existing == folder and any(path.samefile(folder) for path in _current_folders()):
         raise OutputError(f"{output} is the current folder or one around it; name a folder inside, such as ./bundle.")
     if os.path.ismount(folder):
         raise OutputError(f"{output} is a mount point; name a folder inside, such as {folder}/bundle.")
@@ -145,8 +151,8 @@ def _place(output: Path) -> Path:
     return folder
 
 
-def _around_here() -> list[Path]:
-    """The current folder and all around it; none where it was removed."""
+def _current_folders() -> list[Path]:
+    """The current folder and its parents; empty if the current folder was removed."""
     try:
         here = Path.cwd()
     except FileNotFoundError:
@@ -155,7 +161,7 @@ def _around_here() -> list[Path]:
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
-    """Refuse a place that is taken, unless it is a bundle, or nothing, and is to be replaced."""
+    """Refuse a folder that exists, unless ``overwrite`` is set and it is a bundle that may be replaced, or empty."""
     if not os.path.lexists(folder):
         return
     if not overwrite:
@@ -167,7 +173,11 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _own(folder: Path, name: Path) -> frozenset[str]:
-    """The files of a bundle that is called ``name`` in messages, if it is one, or nothing, and holds nothing else."""
+    """The names of the files of the bundle in ``folder``, which messages call ``name``; none for an empty folder.
+
+    Raises:
+        OutputError: the folder is not a bundle, or holds other files too.
+    """
     own, fault = frozenset((MANIFEST,)), None
     try:
         if not any(folder.iterdir()):
@@ -194,8 +204,12 @@ def _own(folder: Path, name: Path) -> frozenset[str]:
     return own
 
 
-def _finish(staging: Path) -> None:
-    """Make sure that what was written is a bundle and nothing else, and that it outlives a power cut."""
+def _check_and_sync(staging: Path) -> None:
+    """Check that the staging folder holds a valid bundle and nothing else, and sync it to the disk.
+
+    Raises:
+        BundleError: it does not.
+    """
     bundle = Bundle.open(staging)
     for record in bundle.manifest.files:
         bundle.check(record, remembered=False)
@@ -209,22 +223,22 @@ def _finish(staging: Path) -> None:
 
 
 def _swap(staging: Path, folder: Path, overwrite: bool) -> None:
-    """Give a finished bundle its name; what had it is afterwards at ``staging``."""
+    """Move a finished bundle from ``staging`` to ``folder``; a bundle that was at ``folder`` is then at ``staging``."""
     _check_free(folder, overwrite)
     if not folder.is_dir() or not any(folder.iterdir()):
-        staging.rename(folder)  # which takes the place of an empty folder, and of nothing else
+        staging.rename(folder)  # a rename replaces an empty folder, and fails on any other
         return
     aside = _beside(folder, _OLD)
     exchange(staging, folder, aside)
     try:
-        _own(staging, folder)  # a file may have come since it was looked at
+        _own(staging, folder)  # a file may have been added since the check
     except OutputError:
         exchange(staging, folder, aside)
         raise
 
 
 def _restore(folder: Path) -> None:
-    """Under the lock: bring back a bundle that was set aside, where nothing stands in its place."""
+    """Move a bundle that was set aside back to ``folder``, if that does not exist. The caller holds the lock."""
     aside = _beside(folder, _OLD)
     if aside.is_dir() and not os.path.lexists(folder):
         with contextlib.suppress(BundleError):
@@ -232,11 +246,11 @@ def _restore(folder: Path) -> None:
             aside.rename(folder)
 
 
-def _sweep(folder: Path) -> None:
-    """Under the lock: remove what stands beside ``folder`` from an export that ended, but no file of anybody else.
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what an earlier export left beside ``folder``, but no file of another origin. The caller holds the lock.
 
     Raises:
-        OutputError: something is left.
+        OutputError: a leftover cannot be removed.
     """
     for path in (_beside(folder, _NEW), _beside(folder, _OLD)):
         try:
@@ -249,7 +263,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove a folder that was begun here, its mark last, so that a kill on the way leaves it as one."""
+    """Remove an unfinished staging folder, its marker file last: after a kill on the way it is still recognised."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

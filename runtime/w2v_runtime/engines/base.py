@@ -1,4 +1,4 @@
-"""What the runtime asks of an engine, and the names of devices and precisions."""
+"""The protocol :class:`Engine` that every inference engine implements, and the names of devices and precisions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPENVINO: Final = "openvino"
 
 
 class Precision(NamedTuple):
-    """Which of a bundle's graphs serve a precision, and the devices that compute it, in the order of ``auto``."""
+    """The stored precision whose graphs serve a precision, and the devices that compute it, in ``auto``'s order."""
 
     stored: str
     devices: tuple[str, ...]
@@ -40,18 +40,18 @@ PRECISIONS: Final = {
 
 
 class Engine(Protocol):
-    """What the runtime asks of an engine. Threads may share it."""
+    """An opened bundle on a device, which runs the bundle's graphs. Threads may share it."""
 
     device: str
-    #: Runs that may be in progress at once, so that it never waits for the next.
+    #: How many runs to keep in progress at once, so that the engine never waits for the next one.
     concurrency: int
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds in which a run was in progress so far."""
+        """Seconds so far in which at least one run was in progress."""
 
     def prepare(self, outputs: Sequence[str], graph: Graph = "graph") -> None:
-        """Open what computes ``outputs``, so that the first run does not have to.
+        """Open the session that computes ``outputs``, so that the first run does not have to.
 
         Raises:
             BundleError: a file is not what the manifest says, or the engine cannot open it.
@@ -62,17 +62,17 @@ class Engine(Protocol):
     ) -> list[Array]:
         """Run one of the bundle's graphs on named inputs and return the named outputs, in order.
 
-        Nothing is computed that the outputs do not need. Inputs that they do not need may be given all the same.
-        ``stop`` ends it from another thread, at once; the runs of others go on.
+        Only what the outputs need is computed. ``feeds`` may hold inputs that the outputs do not need. ``stop`` ends
+        this run from another thread, at once; runs with another ``Stop`` go on.
 
         Raises:
-            OutOfMemoryError: the device's memory does not hold the run.
+            OutOfMemoryError: the run does not fit into the device's memory.
             W2VError: the engine failed otherwise, or the run was stopped.
         """
 
 
 class Stopwatch:
-    """Seconds in which at least one of several threads was inside: ``with stopwatch: …``."""
+    """Counts the seconds in which at least one thread was inside a ``with stopwatch:`` block."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -96,20 +96,20 @@ class Stopwatch:
 
 
 def is_whole(value: object) -> bool:
-    """Whether it is an integer, of Python's or numpy's."""
+    """Whether a value is an integer of Python or numpy, and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def option(name: str, value: str) -> str:
-    """What callers write: in Python, and on the command line."""
+    """An option as callers write it, for messages: in Python, and on the command line."""
     return f"{name}={value!r} (--{name} {value})"
 
 
 def stored_precision(precision: str) -> str:
-    """The precision of the stored graphs that serve ``precision``.
+    """The precision of the bundle's graphs that serve ``precision``: ``fp32`` for ``tf32`` and ``bf16``, else itself.
 
     Raises:
-        EngineError: there is no such precision.
+        EngineError: the precision is unknown.
     """
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise EngineError(f"precision {precision!r} is unknown; choose one of: {', '.join(PRECISIONS)}.")

@@ -1,4 +1,7 @@
-"""Which engine computes: a bundle, a device and a precision in, an opened engine out."""
+"""Choose an engine by device and precision, and open a bundle with it.
+
+:func:`open_engine` is the place to add an engine: each device is opened there.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ def open_engine(
     """Check the bundle's files and open its graph on a device, ready to compute ``outputs``.
 
     Raises:
-        BundleError: the bundle lacks the precision, or a file of it is not what the manifest says.
-        EngineError: no engine is installed, several are on top of each other, or the device cannot be had in this
-            precision or with so many threads.
+        BundleError: the bundle lacks the precision, or one of its files differs from its entry in the manifest.
+        EngineError: no engine is installed, several wheels of one overwrite each other, the device is not available in
+            this precision, or ``threads`` is not a positive whole number.
     """
     if threads is not None and not (is_whole(threads) and threads >= 1):
         raise EngineError(f"threads (--threads) must be a whole number, at least 1, not {threads!r}.")
@@ -47,14 +50,14 @@ def open_engine(
 
 
 def choose_device(device: str, precision: str) -> str:
-    """The device to open, ``cpu``, ``cuda``, ``cuda:N`` or ``openvino``, whose engine is known to be installed.
+    """The device to open: ``cpu``, ``cuda``, ``cuda:N``, several as ``cuda:0,cuda:1``, or ``openvino``.
 
-    Several are of the form ``cuda:0,cuda:1``.
-    ``auto`` is CUDA where this build of ONNX Runtime has it, then the processor, with OpenVINO only where ONNX Runtime
-    is not installed or does not compute the precision.
+    ``auto`` means CUDA if this build of ONNX Runtime has it, else the processor: with ONNX Runtime, or with OpenVINO if
+    ONNX Runtime is not installed or does not compute the precision. The engine's installation is checked.
 
     Raises:
-        EngineError: the device or precision is unknown, they do not go together, or the engine is not installed well.
+        EngineError: the device or precision is unknown, the device does not compute the precision, or the engine is
+            not installed or its installation is damaged.
     """
     stored_precision(precision)
     possible = PRECISIONS[precision].devices

@@ -1,4 +1,4 @@
-"""What keeps CUDA from loading: the driver, its devices, and the libraries that a build of ONNX Runtime needs."""
+"""Find out why CUDA does not load: NVIDIA's driver, its devices, and the libraries that ONNX Runtime's build needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Final
 
-#: Of what the provider needs at a known major version of its own; the others follow CUDA's major version.
+#: Libraries of the CUDA provider with a major version of their own; those of the next line have CUDA's major version.
 _OWN_MAJOR: Final = {"libcurand": 10, "libcudnn": 9}
 _WITH_CUDA: Final = ("libcudart", "libcublas", "libcublasLt")
 _OTHER_MAJORS: Final = range(11, 16)
@@ -44,7 +44,7 @@ class DriverError(Exception):
 def preload() -> None:
     """Load the CUDA libraries of NVIDIA's wheels, so that the provider finds them.
 
-    ONNX Runtime prints what it does not find to standard output, where results may go.
+    Standard output is discarded meanwhile: ONNX Runtime prints missing libraries there, where results may go.
     """
     import onnxruntime
 
@@ -54,7 +54,7 @@ def preload() -> None:
 
 
 def runtime_library() -> Any | None:
-    """The CUDA runtime that the installed ONNX Runtime is built for, None where it does not load."""
+    """The CUDA runtime library that the installed ONNX Runtime is built for; None if it does not load."""
     major = (build() or "").partition(".")[0]
     try:
         return _load(f"libcudart.so.{major}")
@@ -63,7 +63,7 @@ def runtime_library() -> Any | None:
 
 
 def build() -> str | None:
-    """The version of CUDA that the installed ONNX Runtime is built for, None for a build without it."""
+    """The version of CUDA that the installed ONNX Runtime is built for; None for a build without CUDA."""
     from onnxruntime.capi import build_and_package_info
 
     version: str | None = getattr(build_and_package_info, "cuda_version", None)
@@ -95,7 +95,7 @@ def driver() -> Driver:
 
 
 def obstacles() -> list[Obstacle]:
-    """All that is seen to keep this build of ONNX Runtime from CUDA; call :func:`preload` before."""
+    """All known reasons why this build of ONNX Runtime cannot use CUDA; call :func:`preload` before."""
     needed = build()
     major = int(needed.partition(".")[0]) if needed else None
     found = [_driver_obstacle(major), _library_obstacle(major)]
@@ -131,7 +131,7 @@ def _library_obstacle(major: int | None) -> Obstacle | None:
 
 
 def _has_cuda(major: int) -> bool:
-    """Whether CUDA of a major version is on the loader's path, or came as a wheel."""
+    """Whether the CUDA runtime of a major version is installed as a wheel or on the loader's path."""
     try:
         importlib.metadata.version(f"nvidia-cuda-runtime-cu{major}")
     except importlib.metadata.PackageNotFoundError:

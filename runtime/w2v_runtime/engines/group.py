@@ -1,4 +1,4 @@
-"""Several devices as one engine."""
+"""Several GPUs (``--device cuda:0,cuda:1``) as one engine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from w2v_runtime.threads.stop import Stop
 
 
 class SeveralEngines:
-    """Engines that share the work: each run goes to the one with the fewest in progress.
+    """Distributes runs over several engines: each run goes to the engine with the fewest runs in progress.
 
     Args:
-        engines: of one bundle in one precision, on devices of one kind.
+        engines: engines of one bundle in one precision, on devices of one kind.
     """
 
     def __init__(self, engines: Sequence[Engine]) -> None:

@@ -1,4 +1,4 @@
-"""Memory of the host that feeds go through on their way to a GPU: page-locked, and used again."""
+"""Page-locked (pinned) host memory, reused from run to run, for the copies of inputs to a GPU."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
-#: Allocates so many bytes.
+#: Allocates a buffer of a size in bytes.
 Allocate = Callable[[int], Bytes]
 
-#: Where arrays start in a buffer, as vector instructions like it.
+#: The alignment in bytes of arrays in a buffer, for vector instructions.
 _ALIGNMENT: Final = 64
 
 
 def page_locked(cudart: Any, device: int) -> Allocate:
-    """An allocator of memory that GPUs read themselves, several times as fast as memory that may be swapped out.
+    """An allocator of page-locked memory, which a GPU reads several times as fast as pageable memory.
+
+    The memory is freed with the process: buffers only grow, and few times. If the driver refuses, pageable memory is
+    allocated.
 
     Args:
         cudart: the CUDA runtime library, loaded.
-        device: the GPU's number, so that no other one is set up for it.
-
-    What it allocates is freed with the process: buffers only grow, and few times. Where the driver refuses, the memory
-    is of the usual kind.
+        device: the GPU's number, so that no context is created on another GPU.
     """
 
     def allocate(size: int) -> Bytes:
@@ -42,18 +42,18 @@ def page_locked(cudart: Any, device: int) -> Allocate:
 
 
 def pageable(size: int) -> Bytes:
-    """Memory of the usual kind."""
+    """Ordinary memory: (size,) uint8."""
     return np.empty(size, np.uint8)
 
 
 class Buffer:
-    """Bytes that arrays are laid out in, one set after the other."""
+    """Memory that holds copies of a run's arrays, reused by the next run; it grows to the largest run."""
 
     def __init__(self, allocate: Allocate) -> None:
         self._allocate, self._bytes = allocate, pageable(0)
 
     def filled(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Copies of arrays in this buffer, which the next call overwrites."""
+        """Copy arrays into this buffer and return the copies, which the next call overwrites."""
         places, size = {}, 0
         for name, array in arrays.items():
             places[name] = size
@@ -69,7 +69,7 @@ class Buffer:
 
 
 class Buffers:
-    """Buffers for runs in progress; a run borrows one for as long as it takes."""
+    """A pool of buffers; each run in progress borrows one."""
 
     def __init__(self, allocate: Allocate) -> None:
         self._allocate = allocate
@@ -77,6 +77,7 @@ class Buffers:
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[Buffer]:
+        """Yield a buffer that no other run uses; it returns to the pool afterwards."""
         try:
             buffer = self._idle.pop()
         except IndexError:

@@ -1,4 +1,4 @@
-"""What is installed on this machine: ONNX Runtime, in one wheel and new enough, and OpenVINO."""
+"""Check the installed engines: ONNX Runtime (one wheel of it, new enough) and OpenVINO."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Final
 from w2v_models.errors import EngineError
 from w2v_runtime.engines.base import CPU, CUDA, OPENVINO, option
 
-#: Wheels that all install the import package ``onnxruntime``, over each other.
+#: Wheels that all install the import package ``onnxruntime`` and overwrite each other.
 WHEELS: Final = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 #: The first release whose CPU provider honours ``nonpad_kv_seqlen`` of Attention; 1.24 attends to the padding.
 _OLDEST: Final = (1, 25)
-#: The first that computes these graphs; 2025.4 fails on recordings that are not whole blocks long.
+#: The first release that computes these graphs; 2025.4 fails on recordings that are not whole blocks long.
 _OLDEST_OPENVINO: Final = (2026, 1)
 _NONE_INSTALLED: Final = "No inference engine is installed: pip install 'w2v-onnx[cpu]', [gpu] for CUDA, or [openvino]."
 
 
 def is_here(device: str) -> bool:
-    """Whether the engine for a device is there, well or badly installed; for CUDA, whether it works and has it."""
+    """Whether the engine for a device is installed, even if damaged.
+
+    For CUDA, whether ONNX Runtime imports and its build has the CUDA provider.
+    """
     if device != CUDA:
         return importlib.util.find_spec("openvino" if device == OPENVINO else "onnxruntime") is not None
     try:
@@ -31,10 +34,10 @@ def is_here(device: str) -> bool:
 
 
 def check_openvino() -> None:
-    """Refuse to work without OpenVINO, or with one that is too old.
+    """Refuse a missing or too old OpenVINO.
 
     Raises:
-        EngineError: with the command that mends it.
+        EngineError: with the command that repairs the installation.
     """
     if importlib.util.find_spec("openvino") is None:
         other = f"; ONNX Runtime is: {option('device', CPU)}" if importlib.util.find_spec("onnxruntime") else ""
@@ -46,10 +49,10 @@ def check_openvino() -> None:
 
 
 def check_installation() -> None:
-    """Refuse to work without ONNX Runtime, or with two wheels of it on top of each other.
+    """Refuse an ONNX Runtime that is missing, damaged or too old, or two wheels of it that overwrite each other.
 
     Raises:
-        EngineError: with the command that mends it.
+        EngineError: with the command that repairs the installation.
     """
     installed = [name for name in WHEELS if installed_version(name)]
     keep = "gpu" if "onnxruntime-gpu" in installed else "cpu"
@@ -83,7 +86,7 @@ def check_installation() -> None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """Year and release, or major and minor."""
+    """The first two numbers of a version: year and release, or major and minor."""
     return tuple(int(part) for part in version.split(".")[:2])
 
 
@@ -96,5 +99,5 @@ def installed_version(distribution: str) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's first line, its class where it says nothing."""
+    """The first line of an error's message, or its class name if the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

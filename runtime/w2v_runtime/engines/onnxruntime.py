@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the processor or on CUDA. The one place that knows its providers and their options."""
+"""The ONNX Runtime engine, on the processor or on CUDA: the only module that knows its providers and options."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from w2v_runtime.threads.stop import Stop
 
 _CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 _CUDA_OPTIONS: Final = {
-    # The convolutions of the fp32 graph; that of fp16 has none. EXHAUSTIVE, the default, searches again for every new
-    # length; more workspace lets the heuristic take faster algorithms, as does a second axis before the samples.
+    # For the convolutions of the fp32 graph; the fp16 graph has none. EXHAUSTIVE, the default, searches again for every
+    # new length; more workspace lets the heuristic take faster algorithms, as does a second axis before the samples.
     "cudnn_conv_algo_search": "HEURISTIC",
     "cudnn_conv_use_max_workspace": "1",
     "cudnn_conv1d_pad_to_nc1d": "1",
-    # Lengths differ all the time: in powers of two, the default, the arena would grow to twice what is in use.
+    # Input lengths vary: with the default, powers of two, the memory arena would grow to twice what is in use.
     "arena_extend_strategy": "kSameAsRequested",
-    # Norms that took in the sum before them add up in float32, in fp16 too.
+    # Layer norms that are fused with the residual sum before them add up in float32, in the fp16 graph too.
     "enable_skip_layer_norm_strict_mode": "1",
 }
-#: Runs that may be in progress at once. On CUDA, one computes while the other's data travel.
+#: Runs that may be in progress at once. On CUDA, one computes while the data of the other are copied.
 _CONCURRENCY: Final = {CPU: 1, CUDA: 2}
-#: Graphs that stay open beside the one that the engine was opened for. On the processor they share its mapped weights;
-#: a GPU holds those of each.
+#: Sessions that stay open beside the one that the engine was opened for. On the processor they share its memory-mapped
+#: weights; a GPU holds the weights of each session.
 _RECENT: Final = {CPU: 4, CUDA: 2}
-#: Samples of a run, padding included, whose memory such a graph keeps for the next; a larger run's is given back.
+#: The largest run, in samples with padding, after which such a session keeps its memory arena; else it is shrunk.
 _KEPT_SAMPLES: Final = 16 * 16_000
-#: Levels of ONNX Runtime's log.
+#: Severity levels of ONNX Runtime's log.
 _ERRORS, _FATAL = 3, 4
 #: How ONNX Runtime's arena, CUDA and its libraries say that memory is short.
 _OUT_OF_MEMORY: Final = re.compile(r"Failed to allocate memory|out of memory|bad_alloc|_ALLOC_FAILED", re.IGNORECASE)
 
 
 def providers(device: str, precision: str = "fp32") -> list[tuple[str, dict[str, str]]]:
-    """The providers to ask for, best first.
+    """The execution providers of a device, with their options, in order of preference.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: of the computation.
+        precision: the precision of the computation.
 
     Raises:
-        EngineError: this build does not have the device.
+        EngineError: this build of ONNX Runtime has no CUDA.
     """
     import onnxruntime
 
@@ -71,7 +71,7 @@ def providers(device: str, precision: str = "fp32") -> list[tuple[str, dict[str,
 
 @dataclass(frozen=True)
 class _Session:
-    """An open session, the inputs of its graph, and whether the memory of a large run is given back behind it."""
+    """An open session, the inputs of its graph, and whether its memory arena is shrunk after a large run."""
 
     session: Any
     inputs: frozenset[str]
@@ -79,15 +79,16 @@ class _Session:
 
 
 class OnnxRuntimeEngine:
-    """Sessions of ONNX Runtime.
+    """Runs the graphs of a bundle in sessions of ONNX Runtime.
 
     Args:
         bundle: the model.
-        precision: one that the device computes.
+        precision: a precision that the device computes.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: threads of a run on the processor.
-        prepack: whether weights are rearranged for the processor when the first graph is opened. It takes most of the
-            opening and copies them, so no other graph does it; results differ in their last bits from those without.
+        prepack: whether the first session rearranges (prepacks) its weights for the processor. Prepacking copies the
+            weights and takes most of the opening time, so no other session does it. It changes results in their last
+            bits.
 
     Raises:
         BundleError: the bundle lacks the precision.
@@ -104,7 +105,7 @@ class OnnxRuntimeEngine:
         self.concurrency = _CONCURRENCY[self.device]
         self._buffers: Buffers | None = None
         if self.device == CUDA:
-            # For each session it warns that the CUDA of its own build is no plugin, which nobody asked for.
+            # Silences a warning for each session that the built-in CUDA provider is no plugin.
             onnxruntime.set_default_logger_severity(_ERRORS)
             cuda_libraries.preload()
             cudart = cuda_libraries.runtime_library()
@@ -130,10 +131,10 @@ class OnnxRuntimeEngine:
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
-        options.log_severity_level = _FATAL  # errors come as exceptions, and need not be printed as well
-        options.enable_mem_pattern = False  # patterns are planned for one shape; ours all differ
-        # Packed weights are held beside the mapped ones. In windows, long inputs hide the packing, and make the arena
-        # hold a third more than is in use.
+        options.log_severity_level = _FATAL  # errors are raised as exceptions, so they need not be logged
+        options.enable_mem_pattern = False  # a pattern is planned for one input shape; ours all differ
+        # Prepacked weights take memory beside the memory-mapped ones. In the windows graph, with its long inputs, the
+        # time that prepacking saves is negligible, and the arena would hold a third more memory than is in use.
         prepack, options.enable_cpu_mem_arena = self._prepack and graph.main, graph.name != "windows"
         entries = {
             "session.model_external_initializers_file_folder_path": str(graph.path.parent),
@@ -184,14 +185,14 @@ class OnnxRuntimeEngine:
 
 @functools.cache
 def _cuda_process() -> int:
-    """The process that was the first to use CUDA, here or in one that this was forked from."""
+    """The id of the first process that used CUDA: this one, or the one that it was forked from."""
     return os.getpid()
 
 
 def _run_bound(
     session: Any, buffers: Buffers, feeds: Mapping[str, Array], outputs: Sequence[str], run: Any
 ) -> list[Array]:
-    """Run a session from memory that its device reads itself; of what it computes, only ``outputs`` come back."""
+    """Run a session with inputs from page-locked memory (IO binding); only ``outputs`` are copied back to the host."""
     binding = session.io_binding()
     with buffers.borrowed() as buffer:
         for name, value in buffer.filled(feeds).items():

@@ -1,4 +1,4 @@
-"""OpenVINO, on the processor, in fp32 or bf16."""
+"""The OpenVINO engine, on the processor, in fp32 or bf16."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from w2v_runtime.threads.stop import Stop
 DEVICE: Final = "CPU"
 PRECISION_HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 FORMATS: Final = ("FP32", "BF16", "FP16", "INT8")
-#: How long a stopped run goes on at most.
+#: How often a waiting thread looks whether its run was stopped.
 _POLL_MILLISECONDS: Final = 20
-#: Seconds in which the threads of its pool have gone to sleep after a run, and hold no lock of the pool any more.
+#: Seconds after a run until the threads of OpenVINO's pool sleep and hold none of its locks, so that a fork is safe.
 _SETTLING: Final = 0.05
-#: Graphs that stay open beside the one that the engine was opened for; each holds weights of its own.
+#: Compiled graphs that stay open beside the one that the engine was opened for; each has a copy of its weights.
 _RECENT: Final = 2
 
 
@@ -32,10 +32,10 @@ def load() -> Any:
     """The package ``openvino``, without its telemetry, which would report every import over the network.
 
     Raises:
-        EngineError: it does not import.
+        EngineError: OpenVINO cannot be imported.
     """
     try:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its tools then take a stub
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then uses a stub for it
         import openvino
 
         openvino.Core  # noqa: B018 - a removed wheel leaves a folder that imports and is empty
@@ -47,16 +47,17 @@ def load() -> Any:
 
 
 def capabilities(core: Any) -> list[str]:
-    """The number formats, of :data:`FORMATS`, that OpenVINO computes in on this processor."""
+    """The number formats of :data:`FORMATS` in which OpenVINO computes on this processor."""
     able = core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
     return [name for name in FORMATS if name in able]
 
 
 @dataclass(eq=False)
 class _Compiled:
-    """A compiled graph, its inputs, and the request that runs it; one run at a time has its turn.
+    """A compiled graph, its inputs, and the infer request that runs it; the lock ``turn`` lets one run in at a time.
 
-    A run that was cut short leaves its shapes in the graph, which is ``spoiled`` then: the next answer would be wrong.
+    A run that was stopped or failed leaves its shapes in the graph and would make the next result wrong: the graph is
+    then ``spoiled`` and compiled again.
     """
 
     request: Any
@@ -66,7 +67,7 @@ class _Compiled:
 
 
 class OpenVINOEngine:
-    """Graphs compiled by OpenVINO for the processor.
+    """Runs the graphs of a bundle, compiled by OpenVINO for the processor.
 
     Args:
         bundle: the model.
@@ -74,7 +75,7 @@ class OpenVINOEngine:
         threads: threads of a run.
 
     Raises:
-        BundleError: the bundle lacks the graphs.
+        BundleError: the bundle lacks the precision.
         EngineError: OpenVINO does not load, the processor has no bfloat16, or the model needs float64, which OpenVINO
             turns into float32.
     """
@@ -136,7 +137,7 @@ class OpenVINOEngine:
                 compiled.turn.release()
 
     def _run(self, compiled: _Compiled, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop) -> list[Array]:
-        """Run a graph whose turn it is; if that fails, it is opened again for the next one."""
+        """Run a graph under its lock; if the run fails, drop the graph, so that the next run compiles it again."""
         stop.check()
         try:
             _infer(compiled.request, {name: value for name, value in feeds.items() if name in compiled.inputs}, stop)
@@ -152,7 +153,7 @@ class OpenVINOEngine:
 
 
 def _infer(request: Any, feeds: Mapping[str, Array], stop: Stop) -> None:
-    """Wait for a run while looking whether it is stopped; nothing is left running, whatever happens."""
+    """Run a request and wait for it; it is cancelled if the run is stopped or the wait is interrupted."""
     request.start_async(feeds, share_inputs=True)
     try:
         while not request.wait_for(_POLL_MILLISECONDS):
@@ -164,7 +165,7 @@ def _infer(request: Any, feeds: Mapping[str, Array], stop: Stop) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of an error that says what is wrong; those before it name places in OpenVINO's source."""
+    """The line of an error that says what is wrong; the lines before it name positions in OpenVINO's source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))] or lines
     return telling[-1] if telling else type(error).__name__

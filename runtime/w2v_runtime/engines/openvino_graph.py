@@ -1,4 +1,4 @@
-"""A bundle's graph as a model of OpenVINO, cut to some of its outputs."""
+"""Convert a bundle's ONNX graph to an OpenVINO model, cut to some of its outputs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Final
 import numpy as np
 
 _QUERY, _KEY, _VALUE, _BIAS, _LENGTHS = 0, 1, 2, 3, 6
-#: What a masked score is; finite, so that an utterance without a frame stays finite too.
+#: The attention score of a masked key: finite, so that an utterance without valid frames gives no NaN.
 _MASKED: Final = np.float32(-1e30)
 _HEADS_FIRST: Final = np.array([0, 2, 1, 3])
 
 
 def read_graph(openvino: Any, path: Path, outputs: Sequence[str]) -> Any:
-    """The ``openvino.Model`` of an ONNX graph with some of its outputs; weights are mapped, not read.
+    """The ``openvino.Model`` of an ONNX graph, cut to ``outputs``; the weights are memory-mapped, not read.
 
-    Raises exceptions of OpenVINO's where it does not know the graph or an output.
+    Raises exceptions of OpenVINO's if it cannot convert the graph or the graph lacks an output.
     """
     frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")
     frontend.add_extension(_attention_extension())
@@ -27,9 +27,10 @@ def read_graph(openvino: Any, path: Path, outputs: Sequence[str]) -> Any:
 
 
 def _attention_extension() -> Any:
-    """ONNX ``Attention`` with ``nonpad_kv_seqlen`` as one fused operator.
+    """Converts ONNX ``Attention`` with ``nonpad_kv_seqlen`` to one fused operator.
 
-    OpenVINO's own conversion spells it out, and then holds the scores of all heads, time × time each.
+    OpenVINO's own conversion writes the attention out in single operators, and so keeps the scores of all heads in
+    memory, (time, time) each.
     """
     from openvino import opset13 as ops
     from openvino.frontend.onnx import ConversionExtension

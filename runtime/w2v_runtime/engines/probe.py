@@ -1,4 +1,4 @@
-"""Tiny graphs with known answers: whether an engine computes on a device, what it says if it does not, and how."""
+"""Probe an engine: run a tiny graph with a known answer on a device, and catch the engine's messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
-#: y = MatMul(Conv(x, [1, 2]), [1, 10, 100]) in opset 20, as ``onnx.helper`` writes it: the test of this module.
+#: The probe graph y = MatMul(Conv(x, [1, 2]), [1, 10, 100]) in opset 20, serialised by ``onnx.helper``.
 PROBE: Final = (
     b'\x08\t:\x8d\x01\n\x0f\n\x01x\n\x01w\x12\x01c"\x04Conv\n\x11\n\x01c\n\x01m\x12\x01y"\x06MatMul\x12\x05probe'
     b"*\x15\x08\x01\x08\x01\x08\x02\x10\x01B\x01wJ\x08\x00\x00\x80?\x00\x00\x00@"
@@ -20,14 +20,14 @@ PROBE: Final = (
     b"Z\x17\n\x01x\x12\x12\n\x10\x08\x01\x12\x0c\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x04"
     b"b\x17\n\x01y\x12\x12\n\x10\x08\x01\x12\x0c\n\x02\x08\x01\n\x02\x08\x01\n\x02\x08\x01B\x04\n\x00\x10\x14"
 )
-#: Of x = 1, 2, 3, 4.
+#: The right y for x = 1, 2, 3, 4.
 ANSWER: Final = 1185.0
 _COLOURS: Final = re.compile(r"\x1b\[[\d;]*m")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What an engine answered to the probe, on which provider or processor, and what it said meanwhile."""
+    """The result of a probe: the computed value or None, the provider or processor, and the engine's messages."""
 
     answer: float | None
     provider: str
@@ -35,23 +35,23 @@ class Trial:
 
     @property
     def is_right(self) -> bool:
-        """Whether the answer is the known one, whose numbers are exact in bfloat16 too."""
+        """Whether the answer is :data:`ANSWER`; bfloat16 gives it too, since all factors are exact in it."""
         return self.answer == ANSWER
 
     @property
     def fault(self) -> str:
-        """What is wrong with it, in one line."""
+        """What is wrong with the result, in one line."""
         what = "does not compute" if self.answer is None else f"computes {self.answer} on {self.provider}"
         return " ".join(f"{what}, where {ANSWER} is right. {_COLOURS.sub('', self.said)}".split())
 
 
 def compute(device: str, precision: str = "fp32") -> Trial:
-    """Compute the probe as an engine would on this device."""
+    """Compute the probe graph on a device as its engine would."""
     answer, provider, error = None, "", ""
     with _native_stderr() as said:
         try:
             answer, provider = _by_openvino(precision) if device == "openvino" else _by_onnxruntime(device)
-        except Exception as failure:  # those of the engines share no base class
+        except Exception as failure:  # the engines' exceptions share no base class
             error = str(failure)
     return Trial(answer, provider, " ".join((error, *said)))
 
@@ -62,7 +62,7 @@ def _by_onnxruntime(device: str) -> tuple[float, str]:
     from w2v_runtime.engines.onnxruntime import providers
 
     session = onnxruntime.InferenceSession(PROBE, providers=providers(device))
-    return float(session.run(["y"], {"x": _question()})[0].item()), session.get_providers()[0]
+    return float(session.run(["y"], {"x": _probe_input()})[0].item()), session.get_providers()[0]
 
 
 def _by_openvino(precision: str) -> tuple[float, str]:
@@ -71,11 +71,11 @@ def _by_openvino(precision: str) -> tuple[float, str]:
     core = load().Core()
     hint = {"INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
     model = core.compile_model(core.read_model(io.BytesIO(PROBE)), DEVICE, hint)
-    return float(model({"x": _question()})["y"].item()), core.get_property(DEVICE, "FULL_DEVICE_NAME")
+    return float(model({"x": _probe_input()})["y"].item()), core.get_property(DEVICE, "FULL_DEVICE_NAME")
 
 
-def _question() -> Any:
-    """The x that :data:`ANSWER` answers: (1, 1, 4) float32."""
+def _probe_input() -> Any:
+    """The input x of the probe graph: (1, 1, 4) float32."""
     import numpy as np
 
     return np.array([[[1, 2, 3, 4]]], np.float32)
@@ -83,11 +83,11 @@ def _question() -> Any:
 
 @contextlib.contextmanager
 def _native_stderr() -> Iterator[list[str]]:
-    """Catch what libraries write to the descriptor of standard error; the list that is yielded holds it afterwards."""
+    """Catch what native code writes to file descriptor 2 (stderr); the yielded list holds the text afterwards."""
     said: list[str] = []
     sys.stderr.flush()
     kept = os.dup(2)
-    with _scratch() as file:
+    with _memory_file() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield said
@@ -98,6 +98,6 @@ def _native_stderr() -> Iterator[list[str]]:
             said.append(file.read().decode(errors="replace"))
 
 
-def _scratch() -> IO[bytes]:
-    """A file in memory where there is such a thing: a machine without a writable folder is one to be examined, too."""
+def _memory_file() -> IO[bytes]:
+    """A file in memory (``memfd``) if the system has it, so that the probe works without a writable folder."""
     return os.fdopen(os.memfd_create("said"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()

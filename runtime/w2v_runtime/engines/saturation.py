@@ -1,4 +1,4 @@
-"""Whether this processor's products of bytes saturate, as a tiny graph with a known answer tells."""
+"""Test whether int8 matrix products saturate on this processor, with a tiny graph of known answer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ BYTES: Final = (
 
 @functools.cache
 def saturates() -> bool:
-    """Whether this processor adds two products of unsigned and signed bytes in 16 bits, as those without VNNI do.
+    """Whether this processor adds two products of uint8 and int8 in 16 bits and saturates, as those without VNNI do.
 
-    The largest products show it. ONNX Runtime can avoid it, which on a processor with VNNI takes twice the time.
+    The test multiplies the largest values. ONNX Runtime can avoid saturation (``session.x64quantprecision``), which on
+    a processor with VNNI would take twice the time for nothing.
     """
     import numpy as np
     import onnxruntime

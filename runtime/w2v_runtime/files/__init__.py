@@ -1,4 +1,4 @@
-"""Files on disk that more than one room needs: what stands beside an output, locks, exchanges, large arrays.
+"""Files on disk that more than one room needs: names beside an output, locks, atomic exchange, large arrays.
 
 Imports no other room.
 """

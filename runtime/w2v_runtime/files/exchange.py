@@ -1,4 +1,4 @@
-"""Two folders change places, so that whoever looks, and whenever the process is killed, finds a whole one."""
+"""Exchange two folders atomically where the system can, so that a reader, or a kill, always finds a whole folder."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 from pathlib import Path
 from typing import Final
 
-#: Of Linux: ``AT_FDCWD`` in <fcntl.h>, ``RENAME_EXCHANGE`` in <linux/fs.h>.
-_HERE: Final = -100
+#: Constants of Linux: ``AT_FDCWD`` in <fcntl.h>, ``RENAME_EXCHANGE`` in <linux/fs.h>.
+_AT_FDCWD: Final = -100
 _EXCHANGE: Final = 2
 
 
 def exchange(first: Path, second: Path, aside: Path) -> None:
-    """Let two folders with the same parent change places: in one step where kernel and file system can.
+    """Exchange two folders with the same parent: in one step if kernel and file system can.
 
-    Elsewhere it takes three renames, with ``second`` set ``aside`` meanwhile. After a kill between the first two of
-    them nothing stands at ``second``, and renaming ``aside`` brings back what did.
+    Otherwise it takes three renames, with ``second`` moved to ``aside`` meanwhile. After a kill between the first two
+    renames ``second`` is missing, and renaming ``aside`` to ``second`` restores it.
 
     Raises:
-        OSError: they cannot be renamed; both are as they were.
+        OSError: the folders cannot be renamed; both are as they were.
     """
     if exchanged_at_once(first, second):
         return
@@ -33,9 +33,9 @@ def exchange(first: Path, second: Path, aside: Path) -> None:
 
 
 def exchanged_at_once(first: Path, second: Path) -> bool:
-    """Exchange two paths with ``renameat2``; False where that is not to be had, and nothing was done."""
+    """Exchange two paths with ``renameat2``; False if the system cannot, and then nothing was changed."""
     try:
         renameat2 = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):
         return False
-    return bool(renameat2(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0)
+    return bool(renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE) == 0)

@@ -1,8 +1,8 @@
-"""One run at a time on an output, on network file systems too: a file that only one process can create.
+"""Lock an output for one run at a time, on network file systems too, by a file that only one process can create.
 
-No ``flock``, which many network file systems ignore. The lock tells its host, process and process namespace and is
-touched while it is held, so that one left behind by a killed run is recognised: by the process, where it can be asked
-for, else by its age. Names that lead to one output share its lock.
+``flock`` is not used, since many network file systems ignore it. The lock file holds its owner's host, process id and
+process namespace, and its modification time is renewed while it is held. So a stale lock of a killed run is recognised:
+by its process, if that can be looked up on this host, else by its age. All names of one output share its lock.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _TOUCH_SECONDS: Final = 20.0
 _STALE_SECONDS: Final = 180.0
 #: Beyond every process id.
 _PIDS: Final = 2**31
-#: Of a process that is there, but does not show when it started.
+#: Start time of a process that exists but does not show when it started.
 _ALIVE: Final = "alive"
 
 
 class Held:
-    """A lock while it is held."""
+    """A held lock; a thread renews its modification time."""
 
     def __init__(self, path: Path, me: dict[str, Any]) -> None:
         self._path, self._me = path, me
@@ -37,10 +37,10 @@ class Held:
         self._keeper.start()
 
     def check(self) -> None:
-        """Make sure that no other run took the output over, as one may while this process is stopped for minutes.
+        """Check that the lock is still held: another run may take it over while this process is stopped for minutes.
 
         Raises:
-            W2VError: one did.
+            W2VError: another run has taken the lock over.
         """
         self._look()
         if self._lost:
@@ -50,7 +50,7 @@ class Held:
             )
 
     def release(self) -> None:
-        """Give the output free, unless it is another's by now."""
+        """Remove the lock, unless another run has taken it over."""
         self._released.set()
         self._keeper.join()
         if _holder(self._path) == self._me:
@@ -70,7 +70,7 @@ class Held:
 
 @contextlib.contextmanager
 def locked(output: Path) -> Iterator[Held]:
-    """Hold the lock of what ``output`` leads to while the block runs.
+    """Hold the lock of the file or folder that ``output`` leads to while the block runs.
 
     Raises:
         OutputError: another run holds it, or the folder cannot be written.
@@ -106,14 +106,18 @@ def _acquire(path: Path, output: Path, me: dict[str, Any]) -> None:
     raise OutputError(f"{path} is being taken by another run; try again.")
 
 
-def _draft(path: Path) -> Path:
-    """A name beside a lock that nobody else uses; process ids would not do, since one host has several namespaces."""
+def _unique_name(path: Path) -> Path:
+    """A unique name beside a lock file; a process id is not unique, since a host has several process namespaces."""
     return path.with_name(f"{path.name}.{os.urandom(6).hex()}")
 
 
 def _create(path: Path, text: str) -> None:
-    """Create a file with its content in one step, failing if it exists: a link to a written file."""
-    draft = _draft(path)
+    """Create a file with its content atomically, by a hard link to a written file.
+
+    Raises:
+        FileExistsError: the file exists.
+    """
+    draft = _unique_name(path)
     try:
         draft.write_text(text)
         os.link(draft, path)
@@ -127,11 +131,12 @@ def _create(path: Path, text: str) -> None:
 
 
 def _remove(path: Path, stale: dict[str, Any]) -> None:
-    """Remove a stale lock. Of two runs that find one, the slower may catch the other's new lock: it puts that back.
+    """Remove a stale lock.
 
-    Where a third run has made its own lock by then, that one stays, and the other run finds out that it lost its lock.
+    If two runs find the same stale lock, the slower one may move the other's new lock away: it moves that back. If a
+    third run has made its own lock by then, that one stays, and the other run finds that it lost its lock.
     """
-    aside = _draft(path)
+    aside = _unique_name(path)
     with contextlib.suppress(FileNotFoundError):
         path.rename(aside)
         if _holder(aside) == stale:
@@ -151,6 +156,7 @@ def _put_back(aside: Path, path: Path) -> None:
 
 
 def _holder(path: Path) -> dict[str, Any]:
+    """The owner in a lock file; empty if there is none or it cannot be read."""
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -159,7 +165,7 @@ def _holder(path: Path) -> dict[str, Any]:
 
 
 def _is_stale(path: Path, holder: dict[str, Any]) -> bool:
-    """Whether a lock's process is known to be gone, or, where it cannot be asked for, nobody touched it for long."""
+    """Whether a lock's process is gone or, if it cannot be looked up from here, the lock was not renewed for long."""
     namespace = _namespace()
     if holder.get("host") == socket.gethostname() and namespace and holder.get("namespace") == namespace:
         pid = holder.get("pid")
@@ -172,8 +178,8 @@ def _is_stale(path: Path, holder: dict[str, Any]) -> bool:
 
 
 def _file_system_time(path: Path) -> float:
-    """The time by the clock that dates the files beside ``path``, which may be a server's and differ from ours."""
-    draft = _draft(path)
+    """The current time of the file system that holds ``path``: a server's clock may differ from this machine's."""
+    draft = _unique_name(path)
     try:
         draft.write_text("")
         return draft.stat().st_mtime
@@ -182,9 +188,9 @@ def _file_system_time(path: Path) -> float:
 
 
 def _namespace() -> str:
-    """The namespace that process ids of this process are counted in, and the boot that it belongs to; "" if unknown.
+    """The id of this process's pid namespace and of the machine's boot; empty if unknown.
 
-    Containers may share a host name, and each counts its processes from 1.
+    Containers may share a host name, and each has process ids from 1 on.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -194,7 +200,7 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this namespace started, as the kernel counts it: a pid may be used again. None without one."""
+    """The kernel's start time of a process in this pid namespace, since a pid may be reused; None if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]

@@ -1,8 +1,8 @@
-"""The files of a run: what stands beside an output, and that no file is written which the run reads or writes twice.
+"""Names of the files beside an output, and the check that a run writes no file twice and none that it reads.
 
-Everything of a run's own lies beside its output under a hidden name that ends in ``.w2v-…``, so that a folder of
-outputs still opens as a data set. Paths are told apart by the files that they lead to, not by their names: through
-links, ``./x`` and folders that do not tell ``A`` from ``a``.
+A run's own files (journal, values, lock) lie beside its output under hidden names that end in ``.w2v-…``, so that a
+folder of outputs still opens as a data set. Paths are compared by the files that they lead to, not by their names: so
+links, ``./x`` and case-insensitive folders are seen through.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VALUES_SUFFIX: Final = ".w2v-values"
 LOCK_SUFFIX: Final = ".w2v-lock"
 FAILURES_SUFFIX: Final = ".failures.jsonl"
 METADATA_SUFFIX: Final = ".metadata.json"
-#: What the release before called its journal and its values, without a dot in front.
+#: The suffixes of journal and values in the previous release, whose names had no leading dot.
 EARLIER_SUFFIXES: Final = {JOURNAL_SUFFIX: ".journal.jsonl", VALUES_SUFFIX: ".values"}
 
 
@@ -31,25 +31,25 @@ def resolved(output: str | os.PathLike[str]) -> Path:
 
 
 def hidden(output: Path, suffix: str) -> Path:
-    """A file of the run's own beside what an output's name leads to: ``out.npz`` → ``.out.npz.w2v-journal``."""
+    """The path of a run's own hidden file beside the resolved output: ``out.npz`` → ``.out.npz.w2v-journal``."""
     place = resolved(output)
     return place.with_name(f".{place.name}{suffix}")
 
 
 def beside(output: Path, suffix: str) -> Path:
-    """A file for users next to an output: ``out.npz`` → ``out.npz.failures.jsonl``."""
+    """The path of a file for users beside the resolved output: ``out.npz`` → ``out.npz.failures.jsonl``."""
     place = resolved(output)
     return place.with_name(place.name + suffix)
 
 
 def exists(output: Path) -> bool:
-    """Whether there is an output. An empty folder is none."""
+    """Whether an output exists; an empty folder counts as none."""
     return any(output.iterdir()) if output.is_dir() else output.exists()
 
 
 @dataclass(frozen=True)
 class Use:
-    """A path and what it is to a run, as a sentence says it: ``the output``, ``an input``."""
+    """A path and its role in a run, as messages name it: ``the output``, ``an input``."""
 
     path: str | os.PathLike[str]
     what: str
@@ -60,7 +60,7 @@ class Written:
     """The files that a run writes.
 
     Raises:
-        OutputError: two of them are one file.
+        OutputError: two of the paths lead to one file.
     """
 
     uses: tuple[Use, ...]
@@ -73,29 +73,29 @@ class Written:
                 raise OutputError(f"{use.what} {os.fspath(use.path)} is also {other.what}; name another file.")
 
     def refuse_reads(self, reads: Iterable[Use]) -> None:
-        """Refuse a run that would replace what it reads.
+        """Refuse a run that would replace a file that it reads.
 
         Raises:
-            OutputError: with both uses of the file.
+            OutputError: a path in ``reads`` leads to a file that is written; the message names both roles.
         """
         for read in reads:
             if (written := self._by_identity.get(_identity(read.path))) is not None:
                 raise _collision(os.fspath(written.path), written.what, read.what)
 
     def refuse_read(self, path: str, status: os.stat_result) -> None:
-        """Refuse an input, once its status is known anyway, that the run would replace.
+        """Refuse an input that the run would replace, by its ``status``, where the caller has that already.
 
         Raises:
-            OutputError: as above.
+            OutputError: the run writes this file.
         """
         if (written := self._by_identity.get((status.st_dev, status.st_ino))) is not None:
             raise _collision(path, written.what, "an input")
 
     def refuse_inputs(self, paths: Iterable[str]) -> None:
-        """Refuse a run one of whose listed inputs it would replace.
+        """Refuse a run that would replace one of these inputs.
 
         Raises:
-            OutputError: as above.
+            OutputError: the run writes one of the files.
         """
         for path in paths:
             try:
@@ -110,10 +110,10 @@ def _collision(path: str, written: str, read: str) -> OutputError:
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[Hashable, ...]:
-    """What two paths to one file have in common.
+    """A key that is equal for two paths to one file.
 
-    Of a file that is there, device and inode; of one that is not, those of its folder and its name, without regard to
-    case and to how accents are composed, since the folder may not tell these apart.
+    For an existing file it is device and inode. For a missing file it is the key of its folder and the file's name,
+    without case and with accents in one Unicode form, since the file system may not distinguish these.
     """
     place = os.path.realpath(path)
     try:

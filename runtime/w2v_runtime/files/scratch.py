@@ -1,4 +1,4 @@
-"""Arrays too large for memory, in files without a name whose room is taken before it is used."""
+"""Arrays too large for memory, in unnamed temporary files whose disk space is reserved at once."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _ZEROS: Final = bytes(2**20)
 
 
 def float_array(shape: tuple[int, ...], folder: str | None) -> npt.NDArray[np.float32]:
-    """An array of float32 to be filled, in memory if it is small, else in a file of ``folder``.
+    """An uninitialised float32 array: in memory up to ``_IN_MEMORY_BYTES``, else memory-mapped to a file in ``folder``.
 
-    A file that is mapped without its room being there ends the process, without a word, when the disk is full as it is
-    filled; so all of it is taken at once. The file has no name: it is gone with the array, or the process.
+    The file's disk space is reserved at once: a write to a mapped page for which the full disk has no space would kill
+    the process without a message. The file has no name, so it vanishes with the array or the process.
 
     Args:
-        shape: of the array.
-        folder: a folder; None is the system's for temporary files.
+        shape: the array's shape.
+        folder: the folder of the file; None for the system's temporary folder.
 
     Raises:
-        StorageError: the folder has no room for it, or cannot be written.
+        StorageError: the folder has not enough space, or cannot be written.
     """
     size = 4 * math.prod(shape)
     if size <= _IN_MEMORY_BYTES:

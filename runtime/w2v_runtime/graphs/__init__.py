@@ -1,4 +1,4 @@
-"""The ONNX files of a bundle: read, checked and cut without the onnx package, and opened once for each request.
+"""The ONNX graphs of a bundle: read, checked and cut to some outputs without the onnx package, and opened as sessions.
 
 May import threads.
 """

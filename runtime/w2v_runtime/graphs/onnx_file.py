@@ -1,7 +1,8 @@
-"""ONNX files without the onnx package: checked before an engine sees them, and cut down to some of their outputs.
+"""Check an ONNX file before an engine opens it, and cut it to some of its outputs, without the onnx package.
 
-A bundle's graph offers the output of every layer, and an engine computes all that its graph offers: so it is given a
-graph that offers only what a run asks for.
+A bundle's graph of all layers has an output for every layer, and an engine computes all outputs of its graph. So
+:meth:`OnnxFile.cut` removes all outputs that a run does not ask for, and all nodes that only these need. That is where
+``--layer 6`` skips the encoder blocks after the sixth (unless the model has a head whose columns are returned too).
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from w2v_runtime.graphs.protobuf import WireError, length_field
 
 __all__ = ["MAX_GRAPH_BYTES", "External", "OnnxFile", "check_graph"]
 
-#: Weights live outside the graph, so that the file itself is a few MB.
+#: The size limit of a graph file; without the weights, which lie in another file, a graph has a few MB.
 MAX_GRAPH_BYTES: Final = 64 * 2**20
 _MAX_ELEMENTS: Final = 2**63 - 1
 _VALUE_INFO_NAME: Final = 1
-#: What a cut drops where no name of it is alive; nodes go by what they compute.
+#: Fields that a cut drops if nothing that stays uses their names; nodes are dropped by the values they compute.
 _DROPPED_UNUSED: Final = frozenset((GraphField.INITIALIZER, GraphField.INPUT, GraphField.VALUE_INFO))
 
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A ModelProto that was read from ``path``; read it with :meth:`read`."""
+    """An ONNX ``ModelProto`` in memory; :meth:`read` reads one from ``path``."""
 
     path: Path
     _content: bytes = field(repr=False)
@@ -45,10 +46,10 @@ class OnnxFile:
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:
-        """Read a graph; tensors outside the file are not touched.
+        """Read a graph file; external tensor data is not read.
 
         Raises:
-            BundleError: it cannot be read, is no ONNX model, or is larger than :data:`MAX_GRAPH_BYTES`.
+            BundleError: the file cannot be read, is no ONNX model, or is larger than :data:`MAX_GRAPH_BYTES`.
         """
         try:
             if not path.is_file():
@@ -67,7 +68,7 @@ class OnnxFile:
 
     @property
     def opsets(self) -> dict[str, int]:
-        """Versions of the operator sets by domain, the default one's is the empty string."""
+        """Versions of the operator sets by domain; the default domain is the empty string."""
         return dict(self._model.opsets)
 
     @property
@@ -80,7 +81,7 @@ class OnnxFile:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs that the graph offers."""
+        """Names of the graph's outputs."""
         return tuple(name for part in self._parts(GraphField.OUTPUT) for name in part.defines)
 
     @property
@@ -95,7 +96,7 @@ class OnnxFile:
 
     @property
     def external(self) -> tuple[External, ...]:
-        """Places of the data that lies outside the file."""
+        """Locations of the external tensor data."""
         return tuple(tensor.external for tensor in self._model.tensors if tensor.external)
 
     @property
@@ -110,11 +111,13 @@ class OnnxFile:
 
     @property
     def has_sparse_tensors(self) -> bool:
-        """Whether it holds sparse tensors, which engines unfold to whatever size they state."""
+        """Whether the model holds sparse tensors, which engines expand to whatever size they declare."""
         return self._model.has_sparse_tensors
 
     def cut(self, outputs: Sequence[str]) -> bytes:
-        """A model with just these outputs, in this order, and just what they need. All that stays is left as it is.
+        """Serialise the model with only these outputs, in this order, and only the nodes and weights that they need.
+
+        The fields that stay are copied byte by byte.
 
         Args:
             outputs: names of outputs, or of other values that a node of the graph computes.
@@ -139,13 +142,13 @@ class OnnxFile:
         return self._content[:begin] + graph + self._content[stop:]
 
     def duplicates(self) -> list[str]:
-        """Names of outputs that are offered twice, and of values that are computed twice."""
+        """Names of repeated outputs, and of values that are defined more than once."""
         computed = Counter(name for part in self._parts(GraphField.NODE) for name in part.defines)
         stored = Counter(name for part in self._parts(GraphField.INITIALIZER) for name in part.defines)
         return [name for counts in (Counter(self.outputs), computed + stored) for name in counts if counts[name] > 1]
 
     def _named(self, outputs: Sequence[str]) -> list[bytes]:
-        """The GraphProto.output fields of these outputs; a value without a stated type gets its name alone."""
+        """The serialised ``GraphProto.output`` fields of these outputs; without a declared type, only a name."""
         computed = {name for part in self._parts(GraphField.NODE) for name in part.defines}
         stated = {
             name: part for part in self._parts(GraphField.VALUE_INFO) for name in part.defines if name in computed
@@ -165,7 +168,7 @@ class OnnxFile:
         return [length_field(GraphField.OUTPUT, payload) for payload in payloads]
 
     def _needed(self, outputs: Sequence[str]) -> tuple[dict[int, Part], set[str]]:
-        """What the outputs need: nodes by their first byte, and names of values."""
+        """The nodes that the outputs need, by the position of their first byte, and the names of the values."""
         producer = {name: part for part in self._parts(GraphField.NODE) for name in part.defines}
         nodes: dict[int, Part] = {}
         needed: set[str] = set()
@@ -186,19 +189,19 @@ class OnnxFile:
 
 
 def check_graph(file: OnnxFile, path: Path, data: Mapping[str, int]) -> None:
-    """Refuse a graph that runs foreign code, reads foreign files or states more data than there is.
+    """Refuse a graph that runs custom code, reads files outside the bundle, or declares more data than there is.
 
-    It bounds what loading the file costs, not what running it costs: a graph may compute as much as it likes.
+    The check bounds the cost of loading the graph, not of running it: a graph may compute any amount.
 
     Args:
         file: the graph.
-        path: where it stands, for messages.
-        data: sizes in bytes of the files that may hold its tensors, by their location from the graph's folder.
+        path: the graph's path, for messages.
+        data: sizes in bytes of the files that may hold its tensors, by their path relative to the graph's folder.
 
     Raises:
-        BundleError: an operator outside the standard ones, local functions, training graphs or sparse tensors; a name
-            defined twice; a tensor of unknown type or impossible shape, whose data is not of its size, or lies in
-            another file or beyond its end.
+        BundleError: the graph has operators of other domains than ONNX's, local functions, training graphs or sparse
+            tensors; a name is defined twice; a tensor has an unknown type or impossible shape, data of another size
+            than its shape's, or data in another file or beyond a file's end.
     """
     for fault in _faults(file, data):
         raise BundleError(f"{path} is not a graph as w2v-export writes it: {fault}. Export the model again.")
@@ -232,7 +235,7 @@ def _shape_fault(tensor: Tensor) -> str | None:
 
 
 def _data_fault(tensor: Tensor, data: Mapping[str, int]) -> str | None:
-    """What is wrong with the data of a tensor whose shape is possible."""
+    """What is wrong with the data of a tensor of valid shape, or None."""
     elements = 1
     for size in tensor.dims:
         elements *= size
@@ -245,13 +248,13 @@ def _data_fault(tensor: Tensor, data: Mapping[str, int]) -> str | None:
         return _external_fault(tensor.external, expected, data)
     if tensor.raw_bytes is not None:
         return f"holds {tensor.raw_bytes} bytes for {expected}" if tensor.raw_bytes != expected else None
-    # A byte of a typed field is at most one element, or as many as are packed into it.
+    # A byte of a typed field holds at most one element, or as many as are packed into it.
     too_many = elements * min(bits, 8) > 8 * tensor.typed_bytes
     return f"holds {tensor.typed_bytes} bytes for {elements} elements" if too_many else None
 
 
 def _external_fault(external: External, expected: int, data: Mapping[str, int]) -> str | None:
-    """What is wrong with the place of data that should take ``expected`` bytes."""
+    """What is wrong with the location of external data that should take ``expected`` bytes, or None."""
     if external.location not in data:
         return f"lies in the file {shown([external.location])}, which is not one of the bundle's"
     if external.length is None:

@@ -1,6 +1,6 @@
-"""What an ONNX file says, read in one pass without the onnx package: parts of its graph, its tensors, its operators.
+"""Parse an ONNX file in one pass without the onnx package: its graph's fields, its tensors, its operator domains.
 
-Field numbers are those of ``onnx.proto3``. Data of tensors stays where it is; only its place and size are noted.
+Field numbers are those of ``onnx.proto3``. Tensor data is not copied; only its location and size are recorded.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Final, NamedTuple
 
 from w2v_runtime.graphs.protobuf import LENGTH, VARINT, Wire, WireError
 
-#: If and Loop in each other, deeper than any model's.
+#: The most levels of nested subgraphs (``If`` and ``Loop``), more than any model has.
 MAX_SUBGRAPH_DEPTH: Final = 8
-#: Where ONNX Runtime looks for the mark of its own format, whatever else the bytes would mean.
+#: The bytes where ONNX Runtime looks for the magic ``ORTM`` of its own file format, before it parses ONNX.
 _ORT_MARK: Final = slice(4, 8)
 _MAX_SHOWN: Final = 8
 
 
 class ModelField:
-    """Numbers of the fields that are read, and their wire types in ``KINDS``; so in the next classes."""
+    """Field numbers of a ``ModelProto`` that are read; ``KINDS`` has their wire types. The next classes are alike."""
 
     OPSET_IMPORT, GRAPH, TRAINING_INFO, FUNCTIONS = 8, 7, 20, 25
     KINDS: Final = dict.fromkeys((OPSET_IMPORT, GRAPH, TRAINING_INFO, FUNCTIONS), LENGTH)
@@ -66,9 +66,9 @@ _PAIR_KINDS: Final = {_FIRST: LENGTH, _SECOND: LENGTH}
 
 @dataclass(frozen=True)
 class External:
-    """Where a tensor's data lies outside the graph: ``location`` from the graph's folder, offset and length in bytes.
+    """The location of a tensor's external data: a path relative to the graph's folder, offset and length in bytes.
 
-    A missing offset is 0, as the format has it; a missing length is None.
+    A missing offset is 0, as ONNX defines it; a missing length is None.
     """
 
     tensor: str
@@ -78,36 +78,36 @@ class External:
 
 
 class Tensor(NamedTuple):
-    """What a TensorProto says about its data, anywhere in the file; the data itself stays where it is."""
+    """The header of a ``TensorProto`` anywhere in the file: type, shape and the size or location of its data."""
 
     name: str
     data_type: int
     dims: tuple[int, ...]
-    #: Bytes of raw_data, None where there is none.
+    #: Bytes of raw_data; None without raw_data.
     raw_bytes: int | None
-    #: Bytes of the typed fields: an upper bound of the numbers in them.
+    #: Bytes of the typed fields, an upper bound on the count of numbers in them.
     typed_bytes: int
     strings: int
     external: External | None
 
 
 class Part(NamedTuple):
-    """A field of a GraphProto, key included, with the names of the values that it defines and uses."""
+    """A field of a ``GraphProto`` as a span of bytes, key included, and the names of values it defines and uses."""
 
     field: int
     begin: int
     stop: int
-    #: Where its payload begins; it ends at ``stop``.
+    #: The first byte of the payload, which ends at ``stop``.
     payload: int
     defines: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
 
 
 class ParsedModel:
-    """A serialised ModelProto.
+    """A parsed ``ModelProto``; its methods take the span of a message's payload.
 
     Raises:
-        WireError: it is not one, or is beyond what any bundle holds. The methods take the span of a payload.
+        WireError: the bytes are not a ``ModelProto``, or exceed the limits of a bundle's graph.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -116,7 +116,7 @@ class ParsedModel:
         self.node_domains: set[str] = set()
         self.tensors: list[Tensor] = []
         self.parts: list[Part] = []
-        #: First byte of the graph's field, key included, and the byte behind its last.
+        #: The span of the graph's field, key included: its first byte and the byte after its last.
         self.graph_span = (0, 0)
         #: Numbers of the model's fields.
         self.fields: set[int] = set()
@@ -163,7 +163,7 @@ class ParsedModel:
         return parts
 
     def _node(self, start: int, stop: int, depth: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The names that a node computes, and those that it or its subgraphs need; both without optional blanks."""
+        """The names of the values that a node computes, and that it or its subgraphs use, without empty names."""
         text = self.wire.text
         defines, uses, domain = [], [], ""
         for number, _, _, value, end in self.wire.fields(start, stop, NodeField.KINDS):
@@ -179,12 +179,12 @@ class ParsedModel:
         return tuple(filter(None, defines)), tuple(filter(None, uses))
 
     def _attribute(self, start: int, stop: int, depth: int) -> list[str]:
-        """The names that its subgraphs mention: what they take from outside is among them."""
+        """The names of values that an attribute's subgraphs use, those of the outer graph among them."""
         names: list[str] = []
         single = set()
         for number, _, begin, value, end in self.wire.fields(start, stop, AttributeField.KINDS):
             if number in (AttributeField.T, AttributeField.G):
-                # Readers merge a repeated message into one, which no check here would have seen.
+                # Protobuf readers merge a repeated message, and the merged message would not be checked here.
                 if number in single:
                     raise WireError(f"byte {begin}: a second value of one attribute")
                 single.add(number)
@@ -200,7 +200,7 @@ class ParsedModel:
         return names
 
     def _tensor(self, start: int, stop: int) -> str:
-        """Note a tensor and return its name."""
+        """Parse a tensor, record it in ``tensors``, and return its name."""
         wire = self.wire
         name, data_type, location, typed_bytes, strings = "", 0, 0, 0, 0
         raw_bytes = None
@@ -233,7 +233,7 @@ class ParsedModel:
         return name
 
     def _pair(self, start: int, stop: int) -> tuple[str, tuple[int, int]]:
-        """A message's first field as a string, and the span of its second; the last counts where one is repeated."""
+        """A message's first field as a string, and the span of its second; of repeated fields the last counts."""
         first, second = "", (stop, stop)
         for number, _, _, value, end in self.wire.fields(start, stop, _PAIR_KINDS):
             if number == _FIRST:
@@ -244,7 +244,11 @@ class ParsedModel:
 
 
 def _external(tensor: str, entries: Sequence[tuple[str, str]], position: int) -> External:
-    """The place of a tensor's data from its external_data; keys beyond those of ONNX make engines read other bytes."""
+    """Parse a tensor's ``external_data`` entries.
+
+    Raises:
+        WireError: a key is repeated or unknown to ONNX, which could make engines read other bytes, or a number is none.
+    """
     values = dict(entries)
     if len(values) < len(entries) or not values.keys() <= {"location", "offset", "length", "checksum"}:
         raise WireError(f"byte {position}: external data with keys {shown([key for key, _ in entries])}")
@@ -256,7 +260,7 @@ def _external(tensor: str, entries: Sequence[tuple[str, str]], position: int) ->
 
 
 def shown(names: Iterable[str]) -> str:
-    """Names for a message: the first few, each cut to a length that can be read, control characters escaped."""
+    """Names as text for a message: the first few, each shortened and with control characters escaped."""
     listed = list(names)
     more = f" and {len(listed) - _MAX_SHOWN} more" if len(listed) > _MAX_SHOWN else ""
     return ", ".join(repr(name[:80]) for name in listed[:_MAX_SHOWN]) + more

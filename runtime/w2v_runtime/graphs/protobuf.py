@@ -1,7 +1,7 @@
-"""The wire format of protocol buffers, read where it lies: fields as spans of bytes, nothing copied, nothing trusted.
+"""Read the protocol buffers wire format without trust: fields as spans of bytes, without a copy.
 
-Formula and limits: https://protobuf.dev/programming-guides/encoding/. What the format allows and no ONNX file needs
-is refused: groups, varints above 64 bits, and more fields than any graph of a speech model has.
+Source: https://protobuf.dev/programming-guides/encoding/. Refused, since no ONNX file needs them, are groups, varints
+above 64 bits, and more fields than any graph of a speech model has.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ FIXED32: Final = 5
 _FIXED_BYTES: Final = {FIXED64: 8, FIXED32: 4}
 _MAX_VARINT_BYTES: Final = 10
 _MAX_NUMBER: Final = (1 << 29) - 1
-#: A graph of 5000 nodes has about 100 000. Two bytes can make a field that takes a hundred in memory.
+#: The most fields that are read; a graph of 5000 nodes has about 100 000. A field of 2 bytes takes 100 in memory.
 MAX_FIELDS: Final = 1 << 18
 
-#: Field number, wire type, where its key begins, where its value begins, where both end.
+#: Field number, wire type, and positions: first byte of the key, first byte of the value, byte after the value.
 Field = tuple[int, int, int, int, int]
 
 
 class WireError(ValueError):
-    """The bytes are not a message; says at which byte and why."""
+    """The bytes are not a valid message; the text says at which byte and why."""
 
 
 class Wire:
@@ -38,9 +38,9 @@ class Wire:
         """The fields of the message in ``content[start:stop]``, in file order.
 
         Args:
-            start: its first byte.
-            stop: the byte behind its last.
-            kinds: wire types that the fields of these numbers must have; other fields may have any.
+            start: the first byte of the message.
+            stop: the byte after its last.
+            kinds: required wire types by field number; other fields may have any.
 
         Raises:
             WireError: while iterating, at the first field that is malformed, of the wrong type, or one too many.
@@ -49,7 +49,7 @@ class Wire:
         position = start
         while position < stop:
             begin = position
-            # Most numbers are of one byte; a call for each would nearly double the time of reading a file.
+            # Most varints have one byte; a call for each would nearly double the time of reading a file.
             if (key := content[position]) < 0x80:
                 position += 1
             else:
@@ -81,10 +81,10 @@ class Wire:
             yield number, kind, begin, value, position
 
     def varint(self, position: int, stop: int) -> tuple[int, int]:
-        """The unsigned number at ``position`` (below 2**64), and the position behind it.
+        """The unsigned number at ``position`` (below 2**64), and the position after it.
 
         Raises:
-            WireError: it does not end before ``stop``, or takes more than 64 bits.
+            WireError: the number does not end before ``stop``, or takes more than 64 bits.
         """
         number = 0
         for index in range(position, min(stop, position + _MAX_VARINT_BYTES)):
@@ -106,10 +106,10 @@ class Wire:
         return number - (1 << 64) if number >= 1 << 63 else number
 
     def small(self, position: int, stop: int) -> int:
-        """The int32 or enumerator at ``position``, from 0.
+        """The non-negative int32 or enum value at ``position``.
 
         Raises:
-            WireError: as :meth:`varint`; or it is negative or above 31 bits, which readers cut to size differently.
+            WireError: as :meth:`varint`; or the value is negative or above 31 bits, which readers truncate differently.
         """
         number, _ = self.varint(position, stop)
         if number >= 1 << 31:
@@ -117,10 +117,10 @@ class Wire:
         return number
 
     def packed(self, start: int, stop: int) -> list[int]:
-        """The int64 values that stand without keys in ``content[start:stop]``; each counts as a field.
+        """The packed int64 values in ``content[start:stop]``; each counts as a field.
 
         Raises:
-            WireError: as :meth:`varint`, or at one value too many.
+            WireError: as :meth:`varint`, or there are too many values.
         """
         values = []
         while start < stop:
@@ -135,7 +135,7 @@ class Wire:
         """The string in ``content[start:stop]``.
 
         Raises:
-            WireError: it is not UTF-8.
+            WireError: the string is not UTF-8.
         """
         try:
             return self.content[start:stop].decode()

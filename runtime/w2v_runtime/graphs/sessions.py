@@ -1,4 +1,9 @@
-"""The graphs of one precision of a bundle: checked, and opened when first needed, cut to what is asked of them."""
+"""An engine's sessions: which graph of the bundle serves a request, checked and opened when first needed.
+
+The public graph (``model.onnx``) serves requests for its own outputs; any other layer, such as ``--layer 6``, is served
+by the graph of all layers, cut to that layer (:meth:`~w2v_runtime.graphs.onnx_file.OnnxFile.cut`), so that the blocks
+after it are skipped.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +22,15 @@ from w2v_runtime.graphs.onnx_file import OnnxFile, check_graph
 from w2v_runtime.threads import forks
 
 Session = TypeVar("Session")
-#: A graph of a bundle: the fields of a precision in its manifest.
+#: Names of a bundle's graphs: fields of a precision in the manifest. "graph" stands for the layers graph too.
 Graph = Literal["graph", "windows", "head", "mel"]
 
 
 @dataclass(frozen=True)
 class GraphFile:
-    """A checked graph, and which of its outputs to keep; ``name`` is that of its field in the manifest.
+    """A checked graph, and the outputs that a session of it is to keep; ``name`` is its field in the manifest.
 
-    ``main`` is whether it is the one that the engine was opened for.
+    ``main`` says whether it is the graph that the engine was opened for.
     """
 
     name: str
@@ -35,13 +40,13 @@ class GraphFile:
     main: bool
 
 
-#: A graph's name, and its outputs that are kept.
+#: What identifies a session: the graph's name, and the outputs that are kept.
 _Key = tuple[str, tuple[str, ...]]
 
 
 @dataclass(eq=False)
 class _Place(Generic[Session]):
-    """Where a session stands once it is open; one thread opens it, others that need it wait."""
+    """Holds a session once it is open; one thread opens it under the lock, others that need it wait."""
 
     session: Session | None = None
     opening: threading.Lock = field(default_factory=threading.Lock)
@@ -50,15 +55,15 @@ class _Place(Generic[Session]):
 class Sessions(Generic[Session]):
     """An engine's sessions, one for each graph and set of outputs. Threads may share them.
 
-    The public graph serves what it has an output for, the graph of all layers everything else. The first that is
-    asked for stays open, as do those asked for last. A request always gets the same graph, whatever was asked before,
-    so that its answers are the same bits. A forked process opens its own.
+    The public graph serves requests for its own outputs, the graph of all layers serves all others. The first session
+    stays open, and of the others the most recently used. A request always gets the same graph, whatever was asked
+    before, so that its results are the same bit for bit. A forked process opens its own sessions.
 
     Args:
-        bundle: whose graphs they are.
-        stored: a precision that it holds.
-        open_graph: opens a session of the engine's.
-        recent: how many stay open beside the first.
+        bundle: the bundle that holds the graphs.
+        stored: a precision that the bundle holds.
+        open_graph: opens a session of the engine's for a checked graph.
+        recent: how many sessions stay open beside the first.
 
     Raises:
         BundleError: the bundle does not hold the precision.
@@ -73,7 +78,7 @@ class Sessions(Generic[Session]):
         forks.renew_in_child(self)
 
     def get(self, outputs: Sequence[str], graph: Graph) -> Session:
-        """The session that has ``outputs``.
+        """The session that computes ``outputs``, opened if need be.
 
         Raises:
             BundleError: a file is not what the manifest says, or the engine cannot open it.
@@ -86,7 +91,7 @@ class Sessions(Generic[Session]):
             return place.session
 
     def forget(self, session: Session) -> None:
-        """Open a graph again when it is next needed."""
+        """Drop a session, so that its graph is opened again when it is next needed."""
         with self._changing:
             self._places = OrderedDict(item for item in self._places.items() if item[1].session is not session)
 
@@ -102,7 +107,7 @@ class Sessions(Generic[Session]):
         return "layers" if graph == "graph" else graph, needed
 
     def _place(self, key: _Key) -> _Place[Session]:
-        """The place of a session, which is now the latest; that of the one not asked for the longest is given up."""
+        """The holder of a session, now the most recently used; beyond the limit, the least recently used is dropped."""
         with self._changing:
             self._main = self._main or key
             place = self._places.setdefault(key, _Place())
@@ -110,12 +115,16 @@ class Sessions(Generic[Session]):
             others = [other for other in self._places if other != self._main]
             oldest = self._places.pop(others[0]) if len(others) > self._recent else None
         if oldest is not None:
-            with forks.held_off():  # while it is closed, if nobody runs it
+            with forks.held_off():  # no fork while the session is closed, which happens here if no run holds it
                 del oldest
         return place
 
     def _checked(self, name: str, outputs: tuple[str, ...]) -> GraphFile:
-        """One of the bundle's graphs, checked in hash and content, as are the files of its weights in hash."""
+        """Read one of the bundle's graphs; check its hash and content, and the hashes of its weight files.
+
+        Raises:
+            BundleError: the bundle lacks the graph, or a file is not what the manifest says.
+        """
         record: FileRecord | None = getattr(self._entry, name)
         if record is None:
             raise BundleError(f"{self._bundle.folder} has no {name} graph. Export the model again.")

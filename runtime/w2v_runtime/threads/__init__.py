@@ -1,4 +1,4 @@
-"""Threads, forked processes and processors: how work is ended, carried through a fork, and spread.
+"""Worker threads, stopping them, forked processes, and the number of processors.
 
 Imports no other room.
 """

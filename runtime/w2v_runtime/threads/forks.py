@@ -1,4 +1,7 @@
-"""What a forked process cannot take over: locks that no thread of it releases, engines whose threads it lacks."""
+"""Make forks safe: a forked process renews its locks, and opens engines again, whose threads it lacks.
+
+A fork also waits while native code is at work (:func:`held_off`).
+"""
 
 from __future__ import annotations
 
@@ -11,32 +14,32 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
-#: Seconds that a fork waits at most for what runs in an engine; it then takes place all the same.
-_PATIENCE: Final = 60.0
+#: The most seconds that a fork waits for native code to finish; then it takes place nevertheless.
+_MAX_WAIT_SECONDS: Final = 60.0
 
 
 class Renewed(Protocol):
-    """Something that begins anew in a forked process."""
+    """An object whose state is renewed in a forked process."""
 
     def renew(self) -> None:
-        """Called in the child before anything else runs there."""
+        """Replace locks and other state; called in the child before anything else runs there."""
 
 
 _RENEWED: Final[weakref.WeakSet[Renewed]] = weakref.WeakSet()
 
 
 def renew_in_child(holder: Renewed) -> None:
-    """Have ``holder.renew()`` called in every process that is forked from this one, for as long as it lives."""
+    """Have ``holder.renew()`` called in every process forked from this one, as long as ``holder`` lives."""
     _RENEWED.add(holder)
 
 
 def abandon(native: object) -> None:
-    """Never destroy an object: its destructor would wait for threads that a forked process does not have."""
+    """Leak an object on purpose: its destructor would wait for threads that a forked process does not have."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
 
 
-class _Quiet:
-    """Keeps forks and native code apart, whose own locks a child would find locked and its structures half changed."""
+class _ForkGate:
+    """Delays forks while native code is at work: a child would find its locks held and its structures half changed."""
 
     def __init__(self) -> None:
         self.renew()
@@ -59,7 +62,7 @@ class _Quiet:
     def before_fork(self) -> None:
         with self._lock:
             self._forking += 1
-            self._changed.wait_for(lambda: self._inside <= 0, _PATIENCE)
+            self._changed.wait_for(lambda: self._inside <= 0, _MAX_WAIT_SECONDS)
         time.sleep(max(0.0, self._settled - time.monotonic()))
 
     def after_fork(self) -> None:
@@ -68,28 +71,28 @@ class _Quiet:
             self._changed.notify_all()
 
 
-_QUIET: Final = _Quiet()
+_FORK_GATE: Final = _ForkGate()
 
 
 @contextlib.contextmanager
 def held_off(settling: float = 0.0) -> Iterator[None]:
-    """While inside, on this thread or another, no process is forked; a fork waits. Not to be nested.
+    """Delay every fork, by any thread, until the block ends. Blocks must not be nested.
 
     Args:
-        settling: seconds that a fork waits after the end, for threads of the native code that go to rest behind it.
+        settling: seconds that a fork waits after the block, until threads of the native code have gone to sleep.
     """
-    _QUIET.enter()
+    _FORK_GATE.enter()
     try:
         yield
     finally:
-        _QUIET.leave(settling)
+        _FORK_GATE.leave(settling)
 
 
 def _renew_all() -> None:
-    _QUIET.renew()
+    _FORK_GATE.renew()
     holders: list[Any] = list(_RENEWED)
     for holder in holders:
         holder.renew()
 
 
-os.register_at_fork(before=_QUIET.before_fork, after_in_parent=_QUIET.after_fork, after_in_child=_renew_all)
+os.register_at_fork(before=_FORK_GATE.before_fork, after_in_parent=_FORK_GATE.after_fork, after_in_child=_renew_all)

@@ -1,4 +1,4 @@
-"""How many processors this process may use: affinity and the control groups' quotas, not the machine's size."""
+"""Count the processors that this process may use, by CPU affinity and the quotas of its control groups (cgroups)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 _MEMBERSHIP = "proc/self/cgroup"
-#: Where the processor controller of version 1 is mounted, alone or together with the accounting of time.
+#: Mount points of the cpu controller of cgroup version 1, alone or together with cpuacct.
 _MOUNTS_V1 = ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup/cpuacct,cpu")
 _MOUNT_V2 = "sys/fs/cgroup"
 
 
 def available(root: Path = Path("/")) -> int:
-    """Processors that may run at once, at least 1.
+    """The number of processors that this process may use at once, at least 1.
 
     Args:
         root: the folder that holds ``proc`` and ``sys``.
@@ -24,14 +24,14 @@ def available(root: Path = Path("/")) -> int:
 
 
 def affinity() -> int:
-    """Processors that this process may run on, quotas aside."""
+    """The number of processors in this process's CPU affinity, quotas aside."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:
-    """The processor quota of the process's control group (1.5 is one and a half processors), or None without one.
+    """The CPU quota of the process's cgroup in processors (1.5 is one and a half), or None without a quota.
 
-    A group may use no more than any group around it, so the smallest counts:
+    A cgroup may use no more than any of its parents, so the smallest quota counts:
     https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu, and scheduler/sched-bwc.html for version 1.
 
     Args:
@@ -43,9 +43,9 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
 
 
 def _groups(root: Path, controller: str, mounts: tuple[str, ...]) -> Iterator[Path]:
-    """The folders of this process's group and of all around it.
+    """The folders of this process's cgroup and of its parents.
 
-    In a container the path that the kernel states may lie outside what is mounted; the mount is then the group's own.
+    In a container the kernel's path may lie outside the mounted tree; the mount point is then the cgroup itself.
     """
     path = _membership(root / _MEMBERSHIP, controller).strip("/")
     for mount in mounts:
@@ -54,7 +54,7 @@ def _groups(root: Path, controller: str, mounts: tuple[str, ...]) -> Iterator[Pa
 
 
 def _membership(file: Path, controller: str) -> str:
-    """The path of the process's group as ``number:controllers:path`` lines state it; version 2 names no controller."""
+    """The path of the process's cgroup, from lines ``number:controllers:path``; version 2 names no controller."""
     try:
         lines = [line.split(":", 2) for line in file.read_text(errors="surrogateescape").splitlines()]
     except OSError:
@@ -79,7 +79,7 @@ def _quota_v1(group: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """Microseconds of processor time over microseconds of time; ``max`` and -1 are no quota."""
+    """Quota in processors: microseconds of CPU time over the period in microseconds; None for ``max`` and -1."""
     try:
         ratio = int(quota) / int(period)
     except (ValueError, ZeroDivisionError):

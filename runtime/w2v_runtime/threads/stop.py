@@ -1,4 +1,4 @@
-"""The end of one caller's work, and of nobody else's."""
+"""Stop the work of one caller, and of no other."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from w2v_models.errors import W2VError
 
 
 class Stop:
-    """What a caller holds to end its own work, in the engine and on the way there. Threads may share it.
+    """A handle by which a caller stops its own work, in an engine or waiting for one. Threads may share it.
 
-    It has no lock, which another thread might hold while the process is forked: operations on a set are atomic, and
-    what is to be ended is noted before it is asked whether it is stopped, so that one of the two sees the other.
+    It has no lock, since another thread might hold that while the process is forked. Instead, operations on a set are
+    atomic, and :meth:`ending` adds its function before it checks ``stopped``: so :meth:`stop` calls the function, or
+    the check raises, or both.
     """
 
     def __init__(self) -> None:
@@ -20,26 +21,26 @@ class Stop:
         self._ends: set[Callable[[], None]] = set()
 
     def stop(self) -> None:
-        """End what is in progress, and whatever would begin later."""
+        """Stop the work that is in progress, and refuse all that would begin later."""
         self.stopped = True
         for end in tuple(self._ends):
             end()
 
     def check(self) -> None:
-        """Go on only where the work has not been ended.
+        """Raise if the work was stopped.
 
         Raises:
-            W2VError: it has.
+            W2VError: :meth:`stop` was called.
         """
         if self.stopped:
             raise W2VError("The run was stopped.")
 
     @contextlib.contextmanager
     def ending(self, end: Callable[[], None]) -> Iterator[None]:
-        """While inside, :meth:`stop` calls ``end``.
+        """Have :meth:`stop` call ``end`` if it is called while the block runs.
 
         Raises:
-            W2VError: it was called before.
+            W2VError: :meth:`stop` was called before.
         """
         self._ends.add(end)
         try:

@@ -1,8 +1,8 @@
-"""Threads that work for one run and end with it, whatever interrupts whoever waits for them.
+"""A pool of worker threads for one run, which end with it, also when the waiting thread is interrupted (Ctrl-C).
 
-Those of concurrent.futures share locks with the thread that waits. Ctrl-C can fall into Python's own code there and
-leave one locked for good: then no thread ends, and the process neither. A SimpleQueue and plain locks are taken and
-released within one instruction.
+``concurrent.futures`` is not used: its threads share locks with the waiting thread, and Ctrl-C inside its Python code
+can leave a lock held for good, so that neither the threads nor the process end. A ``SimpleQueue`` and plain locks are
+taken and released within one instruction.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Final, Generic, TypeVar
 from w2v_runtime.threads.stop import Stop
 
 Result = TypeVar("Result")
-#: Seconds after which a thread that waits looks whether there is still something to wait for.
-_LOOK: Final = 0.5
+#: Seconds between two checks of a waiting thread whether its run was stopped.
+_POLL_SECONDS: Final = 0.5
 
 
 class Task(Generic[Result]):
@@ -39,12 +39,12 @@ class Task(Generic[Result]):
             self._running.release()
 
     def result(self) -> Result:
-        """What the call returned or raised, once it has.
+        """Wait for the call; return its result, or raise its exception.
 
         Raises:
             W2VError: the run was stopped meanwhile.
         """
-        while not self._running.acquire(timeout=_LOOK):
+        while not self._running.acquire(timeout=_POLL_SECONDS):
             self._stop.check()
         self._running.release()
         if self._error is not None:
@@ -53,7 +53,7 @@ class Task(Generic[Result]):
 
 
 class Workers:
-    """Up to ``count`` threads, begun when there is work for them. They end with ``stop``, or with the process."""
+    """Up to ``count`` threads, started as tasks are submitted. They end with ``stop``, or with the process."""
 
     def __init__(self, count: int, name: str, stop: Stop) -> None:
         self._count, self._name, self._stop = count, name, stop
@@ -61,7 +61,7 @@ class Workers:
         self._threads: list[threading.Thread] = []
 
     def submit(self, call: Callable[[], Result]) -> Task[Result]:
-        """Have one of the threads make a call, in turn."""
+        """Queue a call for the next free thread."""
         task = Task(call, self._stop)
         self._tasks.put(task)
         if len(self._threads) < self._count:
@@ -70,20 +70,20 @@ class Workers:
         return task
 
     def close(self) -> None:
-        """Wait for the threads to end; to be called once :meth:`Stop.stop` was."""
+        """Wait for the threads to end; call :meth:`Stop.stop` first."""
         for _ in self._threads:
-            self._tasks.put(None)  # wakes one that waits
+            self._tasks.put(None)  # wakes a waiting thread
         for thread in self._threads:
-            with contextlib.suppress(RuntimeError):  # this thread itself, or one that was interrupted as it began
+            with contextlib.suppress(RuntimeError):  # this thread itself, or one whose start was interrupted
                 thread.join()
 
     def _work(self) -> None:
         while not self._stop.stopped:
             try:
-                task = self._tasks.get(timeout=_LOOK)
+                task = self._tasks.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 if not threading.main_thread().is_alive():
-                    self._stop.stop()  # a loop that nobody ended would keep the process from ending
+                    self._stop.stop()  # else these threads would keep the process from ending
                 continue
             if task is not None:
                 task.run()
