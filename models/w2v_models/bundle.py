@@ -1,4 +1,4 @@
-"""A bundle on disk: a folder, its manifest, and the certainty that its files are the ones the manifest names."""
+"""A bundle on disk: a folder with a manifest, and files that are checked against it in size and SHA-256."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Bundle:
             raise _invalid(folder, error) from None
 
     def save(self) -> None:
-        """Write the manifest, once it is certain that it reads back as it is.
+        """Write the manifest, after a check that it can be read back.
 
         Raises:
-            BundleError: it breaks a rule of its own format, so that nobody could open the bundle.
+            BundleError: the manifest breaks a rule of its own format, so that nobody could open the bundle.
         """
         text = self.manifest.to_json()
         try:
@@ -84,15 +84,15 @@ class Bundle:
         return self.manifest.precisions[name]
 
     def check(self, entry: FileRecord, remembered: bool = True) -> Path:
-        """The path of a file of the bundle, once its kind, size and SHA-256 are those of the manifest.
+        """Check a file's kind, size and SHA-256 against the manifest, and return its path.
 
         Args:
-            entry: the file, by the manifest.
-            remembered: whether a large file that was found right before, and has not been touched since, counts as
-                right without being read again.
+            entry: the file's record in the manifest.
+            remembered: whether a large file that passed before, and has not been touched since, passes without being
+                read again; see :mod:`w2v_models.verified`.
 
         Raises:
-            BundleError: it is missing, not a regular file of its own inside the folder, or not what was recorded.
+            BundleError: the file is missing, not a regular file of its own inside the folder, or not what was recorded.
         """
         path = self.folder / entry.path
         try:
@@ -114,7 +114,7 @@ class Bundle:
 
 
 def read_manifest(folder: Path) -> bytes:
-    """The text of a bundle's manifest, as it is.
+    """Read the text of a bundle's manifest, without parsing it.
 
     Raises:
         BundleError: the folder or its manifest is missing, not readable, or larger than any manifest.
@@ -150,7 +150,7 @@ def _has_content(path: Path, status: os.stat_result, expected: str, remembered: 
 
 
 def _linked(path: Path, names: int) -> str:
-    """The refusal of a file that is written, too, wherever its other names are."""
+    """The message on a file that has hard links, by whose other names it could be changed."""
     name, copy = shlex.quote(str(path)), shlex.quote(f"{path}.copy")
     return (
         f"{path} is a hard link, one of {names} names of the same file, so it changes with what lies outside the "

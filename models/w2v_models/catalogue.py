@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-#: The strided convolutions that all of them but Wav2Vec2-BERT share, in the words of transformers' configs.
+#: The strided convolutions of all variants except Wav2Vec2-BERT, as fields of transformers' configs.
 _CONV: Final[dict[str, Any]] = {
     "conv_dim": [512] * 7,
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],

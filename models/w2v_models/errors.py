@@ -1,4 +1,4 @@
-"""What can go wrong, in classes that say who has to act.
+"""The exceptions of all packages; the class tells whether the request, one input, the disk or the device is at fault.
 
 Every message is a sentence that names the file or word at fault and the fix. ``exit_code`` is what the commands return.
 """

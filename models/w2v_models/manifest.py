@@ -19,7 +19,7 @@ from typing import Any, Final
 from w2v_models import schema
 from w2v_models.tolerances import TOLERANCES, ParityRow
 
-#: Raised whenever the fields or the graph's contract change; a runtime reads exactly its own version.
+#: To be raised whenever the fields or the graph's contract change; a runtime reads exactly its own version.
 FORMAT_VERSION: Final = 3
 
 #: Fields that manifests have had since the first version.
@@ -40,13 +40,13 @@ WEIGHTED_LAYERS: Final = "weighted"
 LAYER_WEIGHTS: Final = "layer_weights"
 #: Third input of the graph for windows of long audio: the whole recording's statistics as float32. For the front end
 #: ``waveform``, in this order, mean and variance of its samples, then mean (k,) and covariance (k, k) of the frames
-#: that the first convolution (kernel k) sees, all of the waveform as it is, before any normalisation. For
+#: that the first convolution (kernel k) sees, all computed from the waveform before any normalisation. For
 #: ``log-mel``, mean and variance of each mel band.
 MOMENTS: Final = "moments"
-#: What windows yield for a head, and what the head takes: statistics of those over the whole recording.
+#: The graph ``windows`` outputs a head's frames; the graph ``head`` takes their statistics over the whole recording.
 HEAD_FRAMES: Final = "head_frames"
 POOLED: Final = "pooled"
-#: Log-mel frames of a piece of audio, whose statistics are the moments of that front end.
+#: The graph ``mel`` outputs the log-mel frames of a piece of audio; their statistics are the moments of that front end.
 MEL: Final = "mel"
 
 WAVEFORM_FRONT_END: Final = "waveform"
@@ -57,12 +57,12 @@ CHECKPOINT_WEIGHTS: Final = "checkpoint"
 
 
 def frames_output(layer: str) -> str:
-    """The output with a layer's frames: of ``last``, ``weighted`` or a number from 0."""
+    """Name of the graph's output with a layer's frames; ``layer`` is ``last``, ``weighted`` or a number from 0."""
     return LAST_HIDDEN_STATE if layer == LAST_LAYER else f"layer_{layer}"
 
 
 def pooled_output(layer: str, pooling: str) -> str:
-    """The output with a statistic over a layer's frames."""
+    """Name of the graph's output with a statistic, such as ``mean``, over a layer's frames."""
     return EMBEDDING if (layer, pooling) == (LAST_LAYER, "mean") else f"{frames_output(layer)}_{pooling}"
 
 
@@ -73,8 +73,9 @@ _SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-
 class ConvStack:
     """The strided convolutions that turn samples into frames.
 
-    Every level floors: ``(length - kernel) // stride + 1``. Nested floors of integers compose, so the whole stack is
-    one such level with the kernel :attr:`receptive_field` and the stride :attr:`stride`, both in samples.
+    A convolution's output has the length ``(length - kernel) // stride + 1``. Nested floors of integers compose, so the
+    whole stack has that of one convolution with the kernel :attr:`receptive_field` and the stride :attr:`stride`, both
+    in samples.
 
     Examples:
         >>> wav2vec2 = ConvStack(kernels=(10, 3, 3, 3, 3, 2, 2), strides=(5, 2, 2, 2, 2, 2, 2), channels=(512,) * 7)
@@ -173,7 +174,7 @@ class Head:
     """A checkpoint's own outputs beside the embedding.
 
     ``labels`` name the columns of the last of ``outputs``, in order, which is what a run stores. At ``level``
-    ``frame`` there is one row a frame. At ``utterance``, the head takes the statistics ``pooling`` of frames of its
+    ``frame`` there is one row per frame. At ``utterance``, the head takes the statistics ``pooling`` of frames of its
     own, ``margin`` fewer than the encoder's on each side.
     """
 
@@ -196,7 +197,7 @@ class Head:
 
     @property
     def shortest(self) -> int:
-        """The fewest frames of the encoder that it can be computed from."""
+        """The fewest frames of the encoder from which the head can be computed."""
         return 2 * self.margin + (2 if "std1" in self.pooling else 1)
 
 
@@ -226,11 +227,11 @@ class FileRecord:
 class PrecisionRecord:
     """One precision of the bundle: its graphs, their common external data, and how it compared with PyTorch.
 
-    ``graph`` is the public one. ``layers`` has an output for each layer and statistic, and is cut to those asked for
-    before it is opened. ``windows`` takes windows of long audio with the whole recording's statistics, ``head``
-    what comes of all windows, and ``mel`` computes the frames whose statistics they share where those are log-mel.
-    Of the matrix products of a reduced precision, ``kept`` names those that stayed in fp32 and ``smoothed`` those
-    whose input channels were evened out.
+    ``graph`` is the public one. ``layers`` has an output for each layer and statistic, and is cut to the requested
+    outputs before it is opened. ``windows`` computes a window of long audio, given the moments of the whole recording;
+    ``head`` computes an utterance-level head from the statistics over all windows; ``mel`` computes the log-mel frames
+    for the moments of that front end. Of the matrix products of a reduced precision such as int8, ``kept`` names those
+    that stayed in fp32 and ``smoothed`` those whose input channels were evened out.
     """
 
     graph: FileRecord
@@ -249,14 +250,14 @@ class PrecisionRecord:
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """Every file of this precision; all stand in one folder, since a graph names its data from its own."""
+        """Every file of this precision; all are in one folder, since a graph names its data relative to its own."""
         graphs = (self.graph, self.layers, self.windows, self.head, self.mel)
         return (*(record for record in graphs if record is not None), *self.data)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """``manifest.json``: everything that is known of a bundle, beside the graphs themselves."""
+    """``manifest.json``: everything about a bundle except the graphs themselves."""
 
     format_version: int
     source: Source
@@ -289,7 +290,7 @@ class Manifest:
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """Every file that the manifest vouches for."""
+        """Every file that the manifest lists, each once."""
         records = [record for entry in self.precisions.values() for record in entry.files]
         return tuple({record.path: record for record in (*records, self.reference)}.values())
 
@@ -317,9 +318,9 @@ class Manifest:
 
 
 def older_files(text: str | bytes) -> tuple[FileRecord, ...]:
-    """The files that a manifest of an older format version lists; none where it is no such manifest.
+    """The files that a manifest of an older format version lists; empty if ``text`` is not such a manifest.
 
-    What a file's record looks like has been the same in all of them.
+    The record of a file has had the same fields in all versions.
     """
     try:
         data = schema.parse(text, "manifest")

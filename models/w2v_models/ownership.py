@@ -14,7 +14,7 @@ from w2v_models.manifest import older_files
 def own_files(folder: Path) -> frozenset[str]:
     """Paths of a bundle's files below its folder, with ``/``: the manifest, and all that it lists.
 
-    Of a manifest of an older format no more is read than its lists of files.
+    Of a manifest of an older format version only the records of files are read.
 
     Raises:
         BundleError: the folder is not a bundle, so that nothing in it is known.
@@ -31,7 +31,7 @@ def own_files(folder: Path) -> frozenset[str]:
 def stranger(folder: Path, own: frozenset[str]) -> str | None:
     """The first path below ``folder`` that is neither a file of ``own`` nor a folder of one; None if there is none.
 
-    A link is what its name says, wherever it points: it is not followed.
+    A link is judged by its own name, wherever it points: it is not followed.
 
     Raises:
         OSError: a folder cannot be read, so that what it holds is not known.
@@ -72,6 +72,6 @@ def remove(folder: Path, own: frozenset[str]) -> None:
 
 
 def _folders(own: frozenset[str]) -> frozenset[str]:
-    """The folders that hold these files, but for the bundle's own."""
+    """The folders that hold these files, except the bundle's own."""
     parents = {parent.as_posix() for path in own for parent in PurePosixPath(path).parents}
     return frozenset(parents - {"."})

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 T = TypeVar("T")
 
-#: Names in a message: a file may hold any number of wrong ones.
+#: The most names in an error message: a file may hold any number of wrong ones.
 _MAX_LISTED: Final = 8
 
 
@@ -21,7 +21,7 @@ def parse(text: str | bytes, where: str) -> Any:
     """Decode JSON as the standard has it: no ``NaN``, no name twice in an object, UTF-8 throughout.
 
     Raises:
-        ValueError: it is something else, or nested deeper than Python goes.
+        ValueError: ``text`` is not such JSON, or is nested deeper than Python's recursion limit.
     """
     try:
         decoded = text if isinstance(text, str) else text.decode()
@@ -84,7 +84,7 @@ def _read(kind: Any, data: Any, where: str) -> Any:
 
 
 def _is_text(data: str) -> bool:
-    """Whether it has no lone surrogates, which JSON can write as escapes."""
+    """Whether a string has no lone surrogates, which JSON can write as escapes."""
     try:
         data.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,8 @@
-"""How near a bundle must be to its PyTorch reference: the one table of tolerances, and the rows that prove it."""
+"""Tolerances by precision (fp32, bf16, fp16, int8): how near a bundle must be to its PyTorch reference.
+
+They decide whether an export offers a precision. Which matrix products of a bundle become int8 is decided by them too,
+in ``w2v_export.precision.int8``; which devices compute int8, in ``w2v_runtime.engines.base``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Final
 class Tolerance:
     """Bounds of one output: the largest difference, absolute or relative, and the smallest cosine that pass.
 
-    A difference passes that holds either bound: float32 rounds in proportion, so large values may differ by more.
+    A difference passes if it is within either bound: float32 rounds in proportion, so large values may differ by more.
     """
 
     max_abs: float = 0.0
@@ -29,7 +33,7 @@ TOLERANCES: Final[dict[str, dict[str, Tolerance]]] = {
         "layers": Tolerance(max_rel=2e-5, min_cosine=0.999999),
         "logits": Tolerance(max_abs=2e-5, max_rel=2e-5),
     },
-    # No export stores it: OpenVINO computes the fp32 graphs in bfloat16, which has 8 bits of every number.
+    # No export stores it: OpenVINO computes the fp32 graphs in bfloat16, whose numbers have 8 significant bits.
     "bf16": {
         "frames": Tolerance(max_abs=math.inf, min_cosine=0.9998),
         "pooled": Tolerance(max_abs=math.inf, min_cosine=0.9999),
@@ -49,8 +53,8 @@ TOLERANCES: Final[dict[str, dict[str, Tolerance]]] = {
         "logits": Tolerance(max_rel=0.1),
     },
 }
-#: What a comparison takes by precision, in seconds at least, and not silence: where an embedding is one frame, a few,
-#: or many that are alike, the rounding of a frame shows in full, for there is nothing to average.
+#: The shortest waveform, in seconds, that is compared in a reduced precision; silence is not compared either. Where an
+#: embedding is one frame, a few, or many that are alike, rounding errors do not average out and show in full.
 SHORTEST_SECONDS: Final = {"bf16": 1.0, "fp16": 1.0, "int8": 1.0}
 
 
@@ -69,7 +73,7 @@ class ParityRow:
     min_cosine: float
 
     def within(self, precision: str) -> bool:
-        """Whether this row holds the tolerance of ``precision``; a difference that is not a number never does."""
+        """Whether this row is within the tolerance of ``precision``; a difference that is not finite never is."""
         tolerance = TOLERANCES[precision][self.output]
         finite = math.isfinite(self.max_abs) and math.isfinite(self.max_rel)
         within = self.max_abs <= tolerance.max_abs or self.max_rel <= tolerance.max_rel

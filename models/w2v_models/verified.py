@@ -1,8 +1,8 @@
-"""Large files whose SHA-256 was found right, remembered so that not every start reads hundreds of megabytes.
+"""A cache of large files whose SHA-256 was found right, so that not every start reads hundreds of megabytes.
 
-A record holds for as long as the file's place, size, times and inode stay what they were. Records live in the user's
-own cache folder, also where bundles live elsewhere: nobody but the user can vouch there for a file. They only save
-time, so a folder that is missing, full, read-only or damaged is passed over without a word.
+A record is valid as long as the file's path, size, times and inode are unchanged. Records are in the user's own cache
+folder, even if bundles are elsewhere, because nobody else can write a record there. They only save time, so a cache
+folder that is missing, full, read-only or damaged is silently ignored.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-#: Smaller files are hashed within milliseconds, so they always are.
+#: Smaller files are always hashed, which takes milliseconds.
 MIN_BYTES: Final = 2**20
 MAX_RECORDS: Final = 1000
 #: A file touched less than this before it was hashed can change again without changing its times: they have the
-#: resolution of the file system, up to 2 s. The same question as git's, Documentation/technical/racy-git.txt.
+#: resolution of the file system, up to 2 s. git has the same problem: its Documentation/technical/racy-git.txt.
 _SETTLED_NS: Final = 2 * 10**9
 _MAX_RECORD_BYTES: Final = 64 * 2**10
 
@@ -30,9 +30,9 @@ def is_remembered(path: Path, status: os.stat_result, sha256: str) -> bool:
     Args:
         path: the file, absolute and without links.
         status: what ``lstat`` says of it now.
-        sha256: what it should have, in hex.
+        sha256: the hash that the file should have, in hex.
     """
-    place = _place(path)
+    place = _record_path(path)
     if place is None or status.st_size < MIN_BYTES:
         return False
     try:
@@ -48,10 +48,10 @@ def remember(path: Path, status: os.stat_result, sha256: str, hashed_ns: int) ->
     Args:
         path: the file, absolute and without links.
         status: what ``lstat`` said of it before it was hashed.
-        sha256: what it was found to have, in hex.
+        sha256: the hash that was computed, in hex.
         hashed_ns: when hashing began, in nanoseconds since the epoch.
     """
-    place = _place(path)
+    place = _record_path(path)
     settled = hashed_ns - max(status.st_mtime_ns, status.st_ctime_ns) >= _SETTLED_NS
     if place is None or status.st_size < MIN_BYTES or not settled:
         return
@@ -64,8 +64,8 @@ def remember(path: Path, status: os.stat_result, sha256: str, hashed_ns: int) ->
 
 
 def forget(path: Path) -> None:
-    """Drop what was remembered of a file."""
-    place = _place(path)
+    """Remove the record of a file."""
+    place = _record_path(path)
     if place is not None:
         with contextlib.suppress(OSError):
             place.unlink()
@@ -77,13 +77,13 @@ def folder() -> Path | None:
     return Path(cache) / "w2v-onnx" / ".verified" if os.path.isabs(cache) else None
 
 
-def _place(path: Path) -> Path | None:
+def _record_path(path: Path) -> Path | None:
     records = folder()
     return None if records is None else records / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
 
 
 def _record(path: Path, status: os.stat_result, sha256: str) -> bytes:
-    """A record as it is stored; the time of the last change of status tells where the other time was set back."""
+    """A record as it is stored; its ctime differs after a change even if the modification time was set back."""
     facts = {
         "path": os.fspath(path),
         "size": status.st_size,
@@ -97,7 +97,7 @@ def _record(path: Path, status: os.stat_result, sha256: str) -> bytes:
 
 
 def _replace(place: Path, content: bytes) -> None:
-    """Write a file in one step, whoever else does so at the same time."""
+    """Write a file atomically, even if another process writes it at the same time."""
     handle, draft = tempfile.mkstemp(dir=place.parent, suffix=".new")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,4 +1,4 @@
-"""The public face: recordings in, embeddings out, through one opened bundle."""
+"""The public Python interface: :class:`Embedder` turns recordings into embeddings with one opened bundle."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from w2v_runtime.embedding.results import Embedding, Failure, Request
 class Embedder(Model):
     """An opened bundle that embeds audio.
 
-    Threads may share it, and a forked process may go on using it. It pickles and copies as what it was opened with:
-    the copy opens the bundle again when it is first used, and copies in one process share what they opened.
+    Threads may share it, and a forked process may go on using it. A pickle or a copy holds only the arguments: it opens
+    the bundle again at its first use, and equal copies in one process share one engine.
 
     Args:
         model: a bundle folder, the id of an exported model, or None for the only exported one.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, several as ``cuda:0,cuda:1``, or ``openvino``.
         precision: one that the bundle holds and the device computes: ``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``.
         threads: threads inside the engine; None follows the processors that this process may use.
-        windowing: how long audio is cut.
-        request: what it is opened for; anything else can be asked of it too, and opens a graph of its own, of which
-            the most recent stay open.
-        prepack: whether ONNX Runtime rearranges the weights for ``request``, which takes as much memory again. Without,
-            as for all other requests, the base model opens in a tenth of the time, runs take a little longer, and
-            results differ in their last bits.
-        scratch: the folder for frames of a long recording that would fill the memory; None is the system's for
-            temporary files.
+        windowing: lengths of the windows and their context into which long audio is split.
+        request: the request whose graph is opened at once. Any other request opens a graph of its own when it is made;
+            the most recent of those stay open.
+        prepack: whether ONNX Runtime rearranges the weights for ``request``, which takes as much memory again. If
+            False, as for all other requests, the base model opens in a tenth of the time, runs take a little longer,
+            and results differ in their last bits.
+        scratch: the folder for frames of a long recording that would fill the memory; None means the system's folder
+            for temporary files.
 
     Raises:
         RefusedError: the request names a layer that the model does not have.
         BundleError: the bundle is missing, damaged or lacks the precision.
-        EngineError: the engine or device cannot be had.
+        EngineError: the engine or device is not available.
 
     Examples:
         >>> from w2v_runtime import Embedder
@@ -56,7 +56,7 @@ class Embedder(Model):
         pad_short: bool = False,
         layer_weights: Sequence[float] | None = None,
     ) -> Embedding:
-        """Embed one recording.
+        """Embed one recording; :class:`~w2v_runtime.embedding.results.Embedding` gives the shapes of the result.
 
         Args:
             audio: a path, the bytes of a file, an open binary file, or (waveform, sample_rate) with shape (samples,) or
@@ -65,13 +65,13 @@ class Embedder(Model):
             pooling: ``mean``, ``std``, ``min``, ``max``, or several of them.
             layer: ``last``, ``all``, a number from 0, or several of them.
             channel: a channel number from 0; None for the mean of all.
-            pad_short: whether silence is added to what is too short.
-            layer_weights: of the layers from 0, to make one vector of all of them.
+            pad_short: whether audio that is too short for one frame, or for the head, is padded with silence.
+            layer_weights: one weight for each layer from 0; the result is the weighted sum of all layers.
 
         Raises:
             TypeError: ``audio`` is none of these.
-            AudioError: it cannot be read, or is too short for one frame.
-            RefusedError: the level, pooling or layer is not to be had.
+            AudioError: ``audio`` cannot be read, or is too short for one frame or for the head.
+            RefusedError: the level, pooling or layer is unknown, or the model does not have the layer.
 
         Examples:
             >>> embedder = Embedder("facebook/wav2vec2-base-960h", device="cpu")
@@ -103,21 +103,21 @@ class Embedder(Model):
     ) -> Iterator[Embedding | Failure]:
         """Embed many recordings: one :class:`Embedding` or :class:`Failure` each, in their order.
 
-        They are of the kinds that :meth:`embed` takes, read ahead and batched. Open files must stay open until their
-        result is there. Whoever leaves the loop early ends this work alone.
+        Recordings are of the kinds that :meth:`embed` takes; they are read ahead and batched. An open file must stay
+        open until its result is yielded. Leaving the loop early stops the work of this call only.
 
         Args:
-            paths: an iterable, which may be endless: it is read a little ahead of the results. What it raises is
-                raised behind the results of what came before.
-            level: as for :meth:`embed`, like the next three.
-            pooling: what becomes of the frames.
-            layer: which layers.
-            layer_weights: instead of ``layer``.
-            options: those of :class:`~w2v_runtime.embedding.corpus.CorpusOptions`.
+            paths: an iterable of recordings, which may be endless: it is read a little ahead of the results. An
+                exception that it raises is raised again after the results of the recordings before it.
+            level: as for :meth:`embed`.
+            pooling: as for :meth:`embed`.
+            layer: as for :meth:`embed`.
+            layer_weights: as for :meth:`embed`.
+            options: the fields of :class:`~w2v_runtime.embedding.corpus.CorpusOptions`.
 
         Raises:
-            TypeError: a single recording, something that is none, or an unknown option.
-            RefusedError: the level, pooling, layer or an option's value is not to be had.
+            TypeError: ``paths`` is a single recording, an item is not a recording, or an option is unknown.
+            RefusedError: the level, pooling, layer or an option's value is unknown or out of bounds.
 
         Examples:
             >>> embedder = Embedder("facebook/wav2vec2-base-960h", device="cpu")

@@ -1,4 +1,4 @@
-"""``w2v-doctor``: what works on this machine, and the command that mends what does not."""
+"""``w2v-doctor``: shows what works on this machine, and for what does not, how to fix it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def doctor(
 
 
 def _show(checks: list[Check]) -> None:
-    """A table of what was found; below it the fixes, on lines of their own that can be copied."""
+    """Print the checks as a table; below it the fixes, on lines of their own that can be copied."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -55,7 +55,7 @@ def _show(checks: list[Check]) -> None:
 
 
 def _longest(checks: list[Check]) -> int:
-    """Columns that hold every row unbroken, for a file or a pipe."""
+    """The width in columns at which no row is wrapped, for a file or a pipe."""
     return max(len(terminal.printable(check.detail)) for check in checks) + 40
 
 

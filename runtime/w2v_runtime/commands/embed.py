@@ -1,4 +1,4 @@
-"""``w2v-embed``: words in, exit code out."""
+"""``w2v-embed``: turns the command line into options, starts a run, prints its summary line, sets the exit code."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 NAME: Final = "w2v-embed"
 FINISHED_WITH_FAILURES: Final = 3
-#: Folders without audio that are named in the refusal.
+#: Places without audio, of which an error message names at most this many.
 _NAMED_PLACES: Final = 3
-#: Up to so many files, all named on the command line, packing the weights takes longer than it saves.
-_FEW: Final = 4
+#: For at most this many files, all named on the command line, prepacking the weights takes longer than it saves.
+_FEW_FILES: Final = 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -166,14 +166,14 @@ class EngineOptions(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What people are told beside errors."""
+    """What is shown on standard error beside errors."""
 
     notes: bool
     progress: bool
 
 
 def _embed(options: RunOptions, engine: EngineOptions, sources: Sources, reads: list[Use], told: Shown) -> Summary:
-    """Refuse what can be refused while it is cheap, then open the model and embed."""
+    """Check first what is cheap to check, then open the model and embed."""
     from w2v_runtime.bundles import library
     from w2v_runtime.commands.progress import shown
     from w2v_runtime.embedder import Embedder
@@ -261,7 +261,7 @@ def _duration(seconds: float) -> str:
 
 
 class Sources:
-    """The inputs that the command line names, listed once, and what was passed over meanwhile."""
+    """The inputs that the command line names, listed once, and the number of files that were passed over."""
 
     def __init__(self, arguments: list[str], files_from: str | None, null: bool) -> None:
         from w2v_runtime.runs.inputs import Listing, list_inputs
@@ -273,15 +273,15 @@ class Sources:
 
     @property
     def few(self) -> bool:
-        """Whether they are a few files; what is left of them to do does not count, so that a resumed run is equal."""
+        """Whether the inputs are a few files; finished ones count too, so that a resumed run gives equal results."""
         files = all(os.path.isfile(name) or name == "-" for name in self._arguments)
-        return self._files_from is None and len(self._arguments) <= _FEW and files
+        return self._files_from is None and len(self._arguments) <= _FEW_FILES and files
 
     def standard_input(self) -> contextlib.AbstractContextManager[BinaryIO | None]:
-        """The recording on standard input as a file that can be read again; None where none is asked for.
+        """The recording on standard input as a file that can be read again; None unless ``-`` is an input.
 
         Raises:
-            AudioError: there is no room for it.
+            AudioError: there is no room for the recording.
         """
         from w2v_runtime.audio.source import spooled
         from w2v_runtime.runs.inputs import STANDARD_INPUT
@@ -291,14 +291,14 @@ class Sources:
         return spooled(sys.stdin.buffer)
 
     def total(self) -> int | None:
-        """How many there are, once all are listed; None if the run ends before."""
+        """Wait until all inputs are listed, and return their number; None if the run ends before."""
         return self._listing.total()
 
     def begun(self) -> Iterator[str]:
-        """The inputs, once it is known that there is one; of a pipe that takes until its first line.
+        """Wait for the first input, which for a piped list is its first line, and return an iterator over all inputs.
 
         Raises:
-            RefusedError: there is none; the message names where they were looked for.
+            RefusedError: there is no input; the message names the places that were searched.
         """
         inputs = iter(self._listing)
         first = next(inputs, None)
@@ -318,7 +318,7 @@ class Sources:
 
 
 def _passed_over(files: int) -> list[str]:
-    """What the summary says of files in folders that are no recordings."""
+    """The words of the summary line on files in folders that are not recordings; empty if there are none."""
     return [f"{terminal.count_of(files, 'other file')} passed over"] if files else []
 
 

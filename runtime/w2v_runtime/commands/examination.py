@@ -1,6 +1,6 @@
-"""What works on this machine and what does not: the engine, its devices, processors, folders, bundles and decoders.
+"""The checks of ``w2v-doctor``: engine, devices, processors, folders, bundles and decoders of this machine.
 
-Nothing is taken for granted that can be tried: a device works when it has computed a known answer.
+Whatever can be tried is tried: a device works when it has computed a known answer.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _REINSTALL: Final = "pip install --force-reinstall 'w2v-onnx[cpu]'"
 _REINSTALL_GPU: Final = "pip install --force-reinstall 'w2v-onnx[gpu]'"
 _REINSTALL_OPENVINO: Final = "pip install --force-reinstall 'w2v-onnx[openvino]'"
 _CHOOSE_HOME: Final = "export W2V_HOME=/a/folder/that/you/may/write"
-#: As huggingface_hub reads its variables.
+#: Values of environment variables that huggingface_hub takes for true.
 _TRUE: Final = frozenset(("1", "ON", "YES", "TRUE"))
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found: ``ok``, a ``note`` on something optional, or a ``problem`` with what mends it."""
+    """The result of a check: ``ok``, a ``note`` on something optional, or a ``problem``; ``fix`` says what to do."""
 
     name: str
     state: State
@@ -45,7 +45,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Every check, in an order in which the first problem is the one to mend first. Never raises."""
+    """Run every check, in such an order that the first problem is the one to fix first. Never raises."""
     examinations: tuple[tuple[str, Callable[[], Iterator[Check]], str], ...] = (
         ("python", python, _REINSTALL),
         ("engine", engine, _REINSTALL),
@@ -59,7 +59,7 @@ def examine() -> list[Check]:
 
 
 def _guarded(name: str, examination: Callable[[], Iterator[Check]], fix: str) -> Iterator[Check]:
-    """What an examination finds; if it fails itself, that is a problem and ``fix`` mends it."""
+    """Run an examination and yield its checks; if it raises, yield a problem with ``fix``."""
     try:
         yield from examination()
     except Exception as error:  # whatever a broken installation throws
@@ -74,7 +74,7 @@ def python() -> Iterator[Check]:
 
 
 def engine() -> Iterator[Check]:
-    """The installed engines, as every command checks them, and what they compute on."""
+    """The installed engines, as every command checks them, and the devices on which they compute."""
     from w2v_runtime.engines.base import AUTO
     from w2v_runtime.engines.choice import choose_device
     from w2v_runtime.engines.installed import WHEELS, installed_version
@@ -103,7 +103,7 @@ def cpu() -> Iterator[Check]:
 
 
 def cuda() -> Iterator[Check]:
-    """Whether ONNX Runtime computes on an NVIDIA GPU, and what is in the way if it was built to."""
+    """Whether ONNX Runtime computes on an NVIDIA GPU; if a build with CUDA does not, what prevents it."""
     from w2v_runtime.engines import cuda as libraries
     from w2v_runtime.engines.onnxruntime import providers
 
@@ -209,11 +209,11 @@ def bundles() -> Iterator[Check]:
 
 
 def _export_again(folder: Path) -> str:
-    """The command that puts a good bundle in place of one that cannot be opened."""
+    """The command that replaces a bundle that cannot be opened."""
     place = shlex.quote(str(folder))
     try:
         own_files(folder)
-    except BundleError:  # nothing tells whose its files are, so a person decides
+    except BundleError:  # its files may be anybody's, so rm asks first
         return f"rm -rI {place} && w2v-export --model ID --output {place}"
     return f"w2v-export --model ID --output {place} --overwrite"
 
@@ -257,7 +257,7 @@ def _home() -> Path | None:
 
 
 def _reinstall() -> str:
-    """The command that installs afresh the engine that is there."""
+    """The command that reinstalls the installed engine."""
     from w2v_runtime.engines.installed import installed_version
 
     return _REINSTALL_GPU if installed_version("onnxruntime-gpu") else _REINSTALL

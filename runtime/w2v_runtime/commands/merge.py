@@ -1,4 +1,4 @@
-"""``w2v-merge``: words in, exit code out."""
+"""``w2v-merge``: turns the command line into a merge of shards, prints its summary line, sets the exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``w2v-models``: what can be exported, what is exported, and whether it still equals PyTorch."""
+"""``w2v-models``: lists the catalogue and the exported bundles, shows a bundle, and verifies it against PyTorch."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def parity_table(rows: tuple[ParityRow, ...], precision: str) -> Table:
 
 
 def _allowed(tolerance: Tolerance) -> str:
-    """The bounds of the difference, of which either is enough, or that of the cosine; short, to fit a terminal."""
+    """A tolerance as text: the bounds of the difference, of which either is enough, or that of the cosine; short."""
     if math.isinf(tolerance.max_abs):
         return f"cosine {tolerance.min_cosine:g}"
     bounds = {"": tolerance.max_abs, " rel": tolerance.max_rel}

@@ -1,4 +1,4 @@
-"""What a run is doing and how far it is: a bar on a terminal, and a line every few minutes where there is none."""
+"""The progress of a run: a bar on a terminal, or a line every few minutes in a log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
 Progress = Callable[[Summary], None]
-#: Between two lines in a log.
+#: Seconds between two lines in a log.
 _LOG_SECONDS: Final = 300.0
 
 
@@ -25,11 +25,11 @@ class Listed(Protocol):
     """Inputs that are listed while they are used."""
 
     def total(self) -> int | None:
-        """How many there are, once all are listed; None if that is never known."""
+        """Wait until all inputs are listed, and return their number; None if that is never known."""
 
 
-class _Course:
-    """How far a run is, for whoever shows it: its latest summary, and how many inputs there are once that is known."""
+class _State:
+    """The state of a run that a bar or a log shows: its latest summary, and the number of inputs once that is known."""
 
     def __init__(self, inputs: Listed, shard: Shard) -> None:
         self.summary = Summary()
@@ -48,7 +48,7 @@ class _Course:
         return self.summary.results if self.summary.stage == "writing" else self._listed
 
     def words(self) -> str:
-        """What the present stage has to say behind its count."""
+        """The text behind the count of inputs: the stage, or hours of audio, speed and failures."""
         summary = self.summary
         if summary.stage != "embedding":
             return f"files · {summary.stage}"
@@ -60,27 +60,27 @@ class _Course:
 
 @contextlib.contextmanager
 def shown(name: str, inputs: Listed, shard: Shard, hidden: bool) -> Iterator[Progress]:
-    """Show a run's progress on standard error while the block runs, after the name of the command where it is a log."""
+    """Show a run's progress on standard error while the block runs; in a log each line begins with ``name``."""
     if hidden:
         yield lambda summary: None
         return
-    course = _Course(inputs, shard)
-    with _bar(course) if sys.stderr.isatty() else _log(name, course) as update:
+    state = _State(inputs, shard)
+    with _bar(state) if sys.stderr.isatty() else _log(name, state) as update:
         yield update
 
 
 @contextlib.contextmanager
-def _log(name: str, course: _Course) -> Iterator[Progress]:
+def _log(name: str, state: _State) -> Iterator[Progress]:
     """A line every few minutes, however long one recording takes."""
     ended = threading.Event()
 
     def write() -> None:
         while not ended.wait(_LOG_SECONDS):
-            of = "" if course.total is None else f" of {course.total}"
-            terminal.say(name, f"{course.summary.done}{of} {course.words()}")
+            of = "" if state.total is None else f" of {state.total}"
+            terminal.say(name, f"{state.summary.done}{of} {state.words()}")
 
     def update(summary: Summary) -> None:
-        course.summary = summary
+        state.summary = summary
 
     thread = threading.Thread(target=write, name="w2v-log", daemon=True)
     thread.start()
@@ -92,29 +92,29 @@ def _log(name: str, course: _Course) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def _bar(course: _Course) -> Iterator[Progress]:
+def _bar(state: _State) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
     from rich.text import Text
 
     class Count(ProgressColumn):
-        """Inputs done, of how many, and what was done of them; also within a long recording."""
+        """A column with the number of inputs done, their total, and the text of :meth:`_State.words`."""
 
         def render(self, task: Task) -> Text:  # noqa: ARG002
-            total = "?" if course.total is None else course.total
-            return Text(f"{course.summary.done}/{total} {course.words()}")
+            total = "?" if state.total is None else state.total
+            return Text(f"{state.summary.done}/{total} {state.words()}")
 
     columns = (SpinnerColumn(), BarColumn(), Count(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        stage, task = course.summary.stage, bar.add_task("", total=None)
+        stage, task = state.summary.stage, bar.add_task("", total=None)
 
         def update(summary: Summary) -> None:
             nonlocal stage, task
-            course.summary = summary
+            state.summary = summary
             if summary.stage != stage:  # a task of its own, so that its time left is reckoned by its own pace
                 bar.remove_task(task)
                 stage, task = summary.stage, bar.add_task("", total=None)
-            bar.update(task, completed=summary.done, total=course.total)
+            bar.update(task, completed=summary.done, total=state.total)
 
         yield update

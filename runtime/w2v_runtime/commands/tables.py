@@ -29,7 +29,7 @@ class Table:
     right: frozenset[int] = frozenset()
 
     def lines(self, width: int | None) -> Iterator[str]:
-        """The table as text, a line a row; where ``width`` is too small for that, each row as a short paragraph."""
+        """The table as text, one line per row; if ``width`` is too small for that, each row is a short paragraph."""
         header, *rows = ([printable(cell) for cell in row] for row in (self.header, *self.rows))
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         yield printable(self.title)
@@ -48,7 +48,7 @@ class Table:
 
 
 def pairs(title: str, values: Mapping[str, str], width: int | None) -> Iterator[str]:
-    """Names and values as text, a line each; long values go on below themselves."""
+    """Names and values as text, one line per pair; long values are wrapped and indented."""
     indent = max(map(len, values)) + len(_GAP)
     yield printable(title)
     for name, value in values.items():
@@ -72,7 +72,7 @@ def _wrapped(text: str, width: int | None, indent: str) -> list[str]:
 
 
 def width_of(file: TextIO) -> int | None:
-    """Columns to fill: ``$COLUMNS``, else those of the terminal that ``file`` is, else None."""
+    """The width of text in columns: ``$COLUMNS``, else the width of the terminal that ``file`` is, else None."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns) > 0:
         return int(columns)

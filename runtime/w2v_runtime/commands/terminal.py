@@ -27,11 +27,11 @@ INTERRUPTED: Final = 130
 def main(app: typer.Typer, name: str) -> NoReturn:
     """Run a command as its console script, and exit with its code.
 
-    A wrong use is told by typer, which quotes the words that it got, and those may be names of files.
+    A usage error comes from typer, which quotes the arguments; they may be names of files, so they are made printable.
     """
     import typer
 
-    usage_error: Any = typer.BadParameter.__bases__[0]  # of click or of typer's own copy, by its release
+    usage_error: Any = typer.BadParameter.__bases__[0]  # click's class, or that of typer's own copy of click
     try:
         code = app(prog_name=name, standalone_mode=False)
     except usage_error as error:
@@ -99,10 +99,10 @@ def count_of(number: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Text as a terminal may get it: what it would obey, or not show, stands there as an escape such as ``\x1b``.
+    r"""Escape what a terminal would obey or not show: such a character becomes an escape such as ``\x1b``.
 
-    That is what Unicode calls neither printable nor a space: controls and newlines, marks that turn the direction of
-    writing, characters without width, and the bytes of names that are no text.
+    These are the characters that Unicode calls neither printable nor a space: controls and newlines, marks that turn
+    the direction of writing, characters without width, and the bytes of paths that are not UTF-8.
     """
     if text.isprintable():
         return text
@@ -110,7 +110,7 @@ def printable(text: str) -> str:
 
 
 def show(*lines: str, file: TextIO | None = None) -> None:
-    """Lines for people on standard output, or on ``file``; of what its encoding lacks, the escapes."""
+    """Print lines on standard output, or on ``file``; a character that its encoding lacks is escaped."""
     file = file or sys.stdout
     encoding = file.encoding or "utf-8"
     for line in lines:
@@ -118,7 +118,7 @@ def show(*lines: str, file: TextIO | None = None) -> None:
 
 
 def show_path(path: Path) -> None:
-    """A path alone on standard output: escaped where that is a terminal, and else in its very bytes, for scripts."""
+    """Print a path alone on standard output: escaped on a terminal, else as its exact bytes, for scripts."""
     if sys.stdout.isatty():
         show(str(path))
     else:
@@ -127,7 +127,7 @@ def show_path(path: Path) -> None:
 
 
 def say(name: str, message: str) -> None:
-    """A line on standard error."""
+    """Print the line ``name: message`` on standard error."""
     text = f"{printable(f'{name}: {message}')}\n".encode(sys.stderr.encoding or "utf-8", "backslashreplace")
     sys.stderr.flush()
     with contextlib.suppress(OSError):

@@ -1,4 +1,8 @@
-"""Waveforms of different lengths as padded arrays with little padding."""
+"""Batches: which inputs are embedded together, and how their waveforms are padded to one array.
+
+:class:`Pool` decides the batch: it groups waiting inputs of similar length within a budget of samples, which comes from
+``--batch-seconds`` or :data:`~w2v_runtime.embedding.corpus.BATCH_SECONDS`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-#: The share of a batch's samples that may be padding.
+#: The largest share of a batch's samples that may be padding.
 MAX_PADDING: Final = 0.03
 
 
@@ -33,12 +37,12 @@ class _Waiting:
 
 
 class Pool:
-    """Inputs that wait for a batch, and the plan that forms it.
+    """Inputs that wait for a batch, and the rule by which the next batch is formed.
 
     Each batch is built around the input that has waited longest, so that results stay nearly in the order of inputs,
     and takes in the inputs nearest to it in length while the padded size stays within ``budget`` samples and the
-    padding within :data:`MAX_PADDING` of it. With ``longest_first`` the first is built around the longest input: an
-    engine that keeps its memory then has most of what it will need.
+    padding within :data:`MAX_PADDING` of it. With ``longest_first`` the first batch is built around the longest input:
+    an engine that keeps its memory then allocates most of what it will need at once.
     """
 
     def __init__(self, budget: int, longest_first: bool = False) -> None:
@@ -52,7 +56,7 @@ class Pool:
         return len(self._by_length)
 
     def add(self, samples: int, item: Any) -> None:
-        """Let an input of a length in samples wait."""
+        """Add an input, ``item``, with a length of ``samples`` samples."""
         bisect.insort(self._by_length, _Waiting(samples, self._arrivals, item))
         self._arrivals += 1
         self.samples += samples

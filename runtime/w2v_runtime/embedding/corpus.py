@@ -1,4 +1,8 @@
-"""Many recordings: decoded ahead on threads, batched by length, embedded without the engine ever waiting for audio."""
+"""Embeds many recordings: threads decode ahead, inputs are batched by length, and the engine never waits for audio.
+
+The size of a batch is set here, in :data:`BATCH_SECONDS`; which inputs it holds is decided in
+:mod:`w2v_runtime.embedding.batching`.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,9 @@ from w2v_runtime.threads import processors
 from w2v_runtime.threads.stop import Stop
 from w2v_runtime.threads.workers import Task, Workers
 
-#: Padded seconds of audio in a batch, by device.
+#: The largest batch by device, in seconds of audio with its padding; ``--batch-seconds`` replaces it.
 BATCH_SECONDS: Final = {"cpu": 8.0, "cuda": 480.0, "openvino": 8.0}
-#: Inputs that may wait decoded for a batch, and the audio they may hold in batches' worth.
+#: Limits of what waits decoded for a batch: the number of inputs, and their audio as a multiple of the batch's budget.
 POOL_INPUTS: Final = 512
 POOL_BATCHES: Final = 24
 
@@ -36,8 +40,9 @@ POOL_BATCHES: Final = 24
 class CorpusOptions:
     """How inputs are read and batched.
 
-    ``channel`` None is the mean; ``pad_short`` and ``strict`` say what to do with short and damaged audio;
-    ``batch_seconds`` (padded) and ``jobs`` (decoding threads) follow the device and the processors where None.
+    ``channel`` is a number from 0, None the mean of all channels. ``pad_short`` pads audio that is too short with
+    silence; ``strict`` makes warnings failures. ``batch_seconds`` is the largest batch with its padding, None the
+    device's default; ``jobs`` is the number of decoding threads, None that of the processors.
 
     Raises:
         RefusedError: a value is out of bounds or of another type.
@@ -60,10 +65,10 @@ class CorpusOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> CorpusOptions:
-        """From keyword arguments.
+        """Build the options from keyword arguments.
 
         Raises:
-            TypeError: there is no such option; the message names those that there are.
+            TypeError: an option is unknown; the message names the known ones.
         """
         known = [option.name for option in dataclasses.fields(cls)]
         if unknown := [name for name in options if name not in known]:
@@ -73,7 +78,7 @@ class CorpusOptions:
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its place among those of this run, from 0, its path, and the recording where it is no file."""
+    """One input: its position among the inputs of this run, from 0, its path, and its recording if it is not a file."""
 
     position: int
     path: str
@@ -81,13 +86,16 @@ class Input:
 
     @property
     def source(self) -> Recording:
-        """What is read."""
+        """The recording to read: ``recording``, or else the file at ``path``."""
         return self.path if self.recording is None else self.recording
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A batch that left the engine, and the inputs that failed meanwhile, each with its result."""
+    """The results of one finished batch, together with inputs that could not be read meanwhile.
+
+    ``samples`` counts the batch's samples without padding, ``padded_samples`` with it.
+    """
 
     results: tuple[tuple[Input, Embedding | Failure], ...]
     samples: int = 0
@@ -122,24 +130,24 @@ def embed_inputs(
     options: CorpusOptions,
     advance: Advance = lambda seconds: None,
 ) -> Generator[Finished, None, None]:
-    """Embed inputs and yield batch after batch, nearly in order. While batches run, the next is ready.
+    """Embed inputs and yield the results of each batch, nearly in order; the next batch is prepared while one runs.
 
-    ``advance(seconds)`` tells how much of a long recording is done while it runs.
-    Closed between two of them, as by an interrupt, it stops those in the engine that are its own. What ``inputs``
-    raises is raised again once the inputs before it are finished.
+    ``advance(seconds)`` is called while a long recording runs, with the seconds of it that are done. Closing this
+    generator early, as an interrupt does, stops its own batches in the engine and no others. An exception that
+    ``inputs`` raises is raised again once the inputs before it are finished.
 
     Raises:
         W2VError: the graph cannot be opened, or the run is continued in a process forked since it began.
     """
     process = os.getpid()
-    with contextlib.closing(_embedded(model, inputs, request, options, advance)) as batches:
+    with contextlib.closing(_embed_batches(model, inputs, request, options, advance)) as batches:
         for finished in batches:
             yield finished
             if os.getpid() != process:
                 raise W2VError("This run's threads are in the process that it was forked from; begin another one here.")
 
 
-def _embedded(
+def _embed_batches(
     model: Model, inputs: Iterable[Input], request: Request, options: CorpusOptions, advance: Advance
 ) -> Generator[Finished, None, None]:
     engine, jobs = model.engine, options.jobs or processors.available()
@@ -149,7 +157,7 @@ def _embedded(
     work, faults = _Work(model, request, options, advance, pool), list[Exception]()
     with _workers(work.stop, jobs, engine.concurrency) as (decoder, runner):
         running: deque[Task[Finished]] = deque()
-        for batch in _batches(work, _decoded(work, _until_fault(inputs, faults), decoder, jobs)):
+        for batch in _batches(work, _decode_ahead(work, _until_fault(inputs, faults), decoder, jobs)):
             running.append(runner.submit(partial(work.embed, batch)))
             if len(running) > engine.concurrency:
                 yield running.popleft().result()
@@ -160,7 +168,7 @@ def _embedded(
 
 
 def _until_fault(inputs: Iterable[Input], faults: list[Exception]) -> Iterator[Input]:
-    """Inputs up to where they end or fail; why they failed is added to ``faults``."""
+    """Yield inputs until the iterable ends or raises; the exception is added to ``faults``."""
     try:
         yield from inputs
     except Exception as fault:  # whatever the caller's own code raises
@@ -169,14 +177,14 @@ def _until_fault(inputs: Iterable[Input], faults: list[Exception]) -> Iterator[I
 
 @dataclass(frozen=True, eq=False)
 class _Decoded:
-    """An input's audio, why it has none, or None where it is too long to be held."""
+    """An input and its audio: a Failure if it could not be read, None if it is too long to be held in memory."""
 
     input: Input
     audio: Audio | Failure | None
 
 
-def _decoded(work: _Work, inputs: Iterable[Input], decoder: Workers, jobs: int) -> Iterator[_Decoded]:
-    """Inputs as audio, in order, a few decoded ahead."""
+def _decode_ahead(work: _Work, inputs: Iterable[Input], decoder: Workers, jobs: int) -> Iterator[_Decoded]:
+    """Decode inputs on threads, a few ahead of their use, and yield them in order."""
     ahead: deque[Task[_Decoded]] = deque()
     for item in inputs:
         ahead.append(decoder.submit(partial(work.decode, item)))
@@ -187,7 +195,7 @@ def _decoded(work: _Work, inputs: Iterable[Input], decoder: Workers, jobs: int) 
 
 
 def _batches(work: _Work, decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
-    """Batches with little padding; long audio is one of its own, and what failed travels with the next."""
+    """Group decoded inputs into batches. A long input is a batch of its own; failed inputs are put into the next."""
     pool, failed = work.pool, list[_Decoded]()
     for item in decoded:
         if isinstance(item.audio, Failure):
@@ -206,7 +214,7 @@ def _batches(work: _Work, decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """What one run does with an input and with a batch, until ``stop``, which is its own, ends it."""
+    """The steps of one run, decoding an input and embedding a batch; ``stop`` ends this run and no other."""
 
     model: Model
     request: Request
@@ -216,7 +224,7 @@ class _Work:
     stop: Stop = field(default_factory=Stop)
 
     def decode(self, item: Input) -> _Decoded:
-        """Read an input."""
+        """Read an input's audio; what cannot be read becomes a Failure."""
         try:
             audio = self.model.read(item.source, self.options.channel, self.options.pad_short, self.stop)
             if audio is not None:
@@ -231,11 +239,11 @@ class _Work:
             return _Decoded(item, Failure(item.path, "read", reason))
 
     def is_long(self, item: _Decoded) -> bool:
-        """Whether an input goes through windows, held or not."""
+        """Whether an input is embedded in windows, be its audio in memory or not."""
         return item.audio is None or (isinstance(item.audio, Audio) and self.model.is_long(item.audio))
 
     def embed(self, batch: list[_Decoded]) -> Finished:
-        """Embed a batch, or what is long alone."""
+        """Embed a batch, or a long input in windows."""
         if self.is_long(batch[0]):
             return self._embed_long(batch[0])
         failed = [(item.input, item.audio) for item in batch if isinstance(item.audio, Failure)]
@@ -258,13 +266,13 @@ class _Work:
             self.stop.check()
             return Finished(((item, _failure(item, "embed", error)),))
         samples = round(embedding.duration * self.model.sample_rate)
-        named = dataclasses.replace(embedding, path=item.path)  # a recording need not know what it is called
+        named = dataclasses.replace(embedding, path=item.path)  # a recording's own name may differ from it
         return Finished(((item, named),), samples, samples)
 
     def _embed(self, items: list[tuple[Input, Audio]]) -> list[Embedding | Failure]:
-        """Embed a batch; where the engine fails, its halves, so that only an input that fails alone is lost.
+        """Embed a batch. If the engine fails, each half is tried again, so that only an input that fails alone is lost.
 
-        Where memory was short, no later batch of the pool is larger than the halves.
+        After the engine ran out of memory, no later batch of the pool is larger than the halves.
         """
         if not items:
             return []
@@ -292,7 +300,7 @@ def _failure(item: Input, stage: str, error: W2VError | MemoryError) -> Failure:
 
 @contextlib.contextmanager
 def _workers(stop: Stop, jobs: int, concurrency: int) -> Iterator[tuple[Workers, Workers]]:
-    """Decoding threads and the engine's threads. When the consumer stops early, what runs is ended at once."""
+    """Start the decoding threads and the engine's threads; leaving the block stops at once what still runs."""
     decoder, runner = Workers(jobs, "w2v-decode", stop), Workers(concurrency, "w2v-engine", stop)
     try:
         yield decoder, runner

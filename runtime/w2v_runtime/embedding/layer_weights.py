@@ -1,4 +1,4 @@
-"""Files of layer weights, as probes of the SUPERB kind learn them."""
+"""Reads a file of layer weights (``--layer-weights``), such as a SUPERB probe learns."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 from w2v_models.errors import RefusedError
 
-#: How far from 1 normalised weights may add up.
+#: How far the sum of normalised weights may be from 1.
 _SUM_TOLERANCE: Final = 1e-3
-#: A file of so many bytes holds more than one weight a layer.
+#: A larger file is refused: it holds more than one weight per layer.
 _MAX_BYTES: Final = 1 << 20
 
 
 def read_weights(path: Path) -> tuple[float, ...]:
-    """The weights of the layers 0 … L in a file: ``.npy``, a JSON list, or numbers between spaces, commas or lines.
+    """Read the weights of the layers 0 … L: ``.npy``, a JSON list, or numbers between spaces, commas or line ends.
 
-    Weights that are not negative and add up to 1 are taken as they are. Any others are what a probe learnt before its
-    softmax, exp(w)/Σexp(w), which is then applied (Yang et al. 2021, SUPERB, section 3).
+    Weights that are not negative and add up to 1 are returned unchanged. Any others are taken for a probe's parameters
+    before its softmax, exp(w)/Σexp(w), which is then applied (Yang et al. 2021, SUPERB, section 3).
 
     Raises:
         RefusedError: the file cannot be read, or does not hold finite numbers.

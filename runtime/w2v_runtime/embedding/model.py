@@ -1,4 +1,9 @@
-"""An opened bundle: audio that was read in, vectors out."""
+"""An opened bundle and its engine: reads recordings, runs the graph on batches or windows, returns embeddings.
+
+What ``--layer 6`` skips is decided in :meth:`Model.outputs`: it names the graph's outputs that a request needs, and the
+engine opens a graph that is cut to them (:meth:`w2v_runtime.graphs.onnx_file.OnnxFile.cut`). So the layers above the
+highest one requested are not computed, unless a head needs them.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +52,10 @@ DEFAULT_REQUEST: Final = Request()
 
 
 class Model:
-    """A bundle, the engine that computes its graphs, and how long audio is cut.
+    """A bundle, the engine that computes its graphs, and the windowing of long audio.
 
-    Its arguments are those of :class:`~w2v_runtime.embedder.Embedder`. Threads may share it. It pickles and copies as
-    what it was opened with: the copy opens the bundle again when it is first used.
+    Its arguments are those of :class:`~w2v_runtime.embedder.Embedder`. Threads may share it. A pickle or a copy holds
+    only the arguments: it opens the bundle again at its first use.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class Model:
         scratch: str | None = None,
     ) -> None:
         bundle = model if isinstance(model, Bundle) else library.find(model)
-        self.bundle = dataclasses.replace(bundle, folder=bundle.folder.absolute())  # wherever the process goes
+        self.bundle = dataclasses.replace(bundle, folder=bundle.folder.absolute())  # the process may change its folder
         self.manifest = self.bundle.manifest
         self.precision = precision
         self.windowing = windowing
@@ -86,11 +91,11 @@ class Model:
 
     @property
     def engine(self) -> Engine:
-        """What computes; a copy opens it when it is first used.
+        """The engine that runs the graphs; a copy opens it at its first use.
 
         Raises:
-            BundleError: of a copy, the bundle is not there, or is another one by now.
-            EngineError: of a copy, the engine or device cannot be had in this process.
+            BundleError: this is a copy, and the bundle is missing or was replaced by another one.
+            EngineError: this is a copy, and the engine or device is not available in this process.
         """
         if self._engine is None:
             self._engine = shared_engine(self._opening)
@@ -108,38 +113,38 @@ class Model:
 
     @property
     def times(self) -> FrameTimes:
-        """Where frames stand in time."""
+        """Start and end of frames in seconds."""
         conv = self.manifest.architecture.conv
         return FrameTimes(conv.stride / self.sample_rate, conv.receptive_field / self.sample_rate)
 
     def head(self, request: Request) -> Head | None:
-        """The head whose columns belong to the answer; one that answers frame by frame only to frames."""
+        """The head whose output belongs to the result, or None; a frame-level head serves frame-level requests only."""
         head = self.manifest.head
         return None if head is None or (head.level == "frame" and request.level != "frame") else head
 
     def dimension(self, request: Request) -> int:
-        """D, the length of one vector of the answer to ``request``."""
+        """D, the size of one vector in the result of ``request``."""
         return self.manifest.architecture.hidden_size * (len(request.pooling) if request.level == "utterance" else 1)
 
     def resolve(self, request: Request) -> Request:
-        """The request with its layers named.
+        """The request with ``all`` and layer weights replaced by the names of this model's layers.
 
         Raises:
-            RefusedError: a layer that the model does not have.
+            RefusedError: the model does not have a layer, or not as many layers as there are weights.
         """
         return request.resolved(self.manifest.architecture.layers)
 
     def read(
         self, recording: Recording, channel: int | None = None, pad_short: bool = False, stop: Stop | None = None
     ) -> Audio | None:
-        """Read a recording that is embedded whole; None if it is longer, and meant for :meth:`embed_long`.
+        """Read a recording into memory; None if it is too long for that and must go to :meth:`embed_long`.
 
-        A waveform, and a stream that cannot be read twice, is read whatever its length. With ``pad_short`` what is
-        shorter than one frame is filled up with silence, and says so in its warnings.
+        A waveform, and a stream that cannot be read twice, is read whatever its length. With ``pad_short`` audio that
+        is too short for one frame or for the head is padded with silence, and gets a warning.
 
         Raises:
-            AudioError: it cannot be read, or is too short.
-            W2VError: ``stop`` ended it.
+            AudioError: the recording cannot be read, or is too short.
+            W2VError: ``stop`` ended the reading.
         """
         if isinstance(recording, tuple):
             waveform, rate = recording
@@ -157,7 +162,7 @@ class Model:
         return self._long_enough(audio, pad_short)
 
     def is_long(self, audio: Audio) -> bool:
-        """Whether it does not fit one window, and is meant for :meth:`embed_long`."""
+        """Whether audio is longer than one window with its context, and must go to :meth:`embed_long`."""
         return len(audio.samples) > self._whole_samples
 
     @property
@@ -185,7 +190,7 @@ class Model:
         advance: Advance = lambda seconds: None,
         stop: Stop | None = None,
     ) -> Embedding:
-        """Embed in windows what :meth:`read` held or found too long for that; otherwise as :meth:`embed_stream`."""
+        """Embed a long recording in windows, from ``held`` if :meth:`read` returned it; see :meth:`embed_stream`."""
         if held is not None:
             return self.embed_windowed(name_of(recording), held, request, advance, stop)
         return self.embed_stream(cast(Source, recording), channel, request, advance, stop)  # a waveform is always held
@@ -198,12 +203,12 @@ class Model:
         advance: Advance = lambda seconds: None,
         stop: Stop | None = None,
     ) -> Embedding:
-        """Embed a recording of any length in windows, never holding the whole of it.
+        """Embed a recording of any length in windows, without holding all of its audio in memory.
 
         ``advance(seconds)`` is called after each window with the seconds of the recording that are done.
 
         Raises:
-            AudioError: it cannot be read, or changed while it was read.
+            AudioError: the recording cannot be read, or changed while it was read.
             W2VError: the engine failed, or ``stop`` ended it.
         """
 
@@ -220,7 +225,7 @@ class Model:
         advance: Advance = lambda seconds: None,
         stop: Stop | None = None,
     ) -> Embedding:
-        """Embed prepared audio in windows, also where it would fit one; otherwise as :meth:`embed_stream`."""
+        """Embed audio in memory in windows, even if it would fit one; otherwise as :meth:`embed_stream`."""
         return self._embed_long(path, lambda: contextlib.nullcontext(HeldStream(audio)), request, advance, stop)
 
     def _embed_long(
@@ -243,10 +248,10 @@ class Model:
     def embed_batch(
         self, paths: Sequence[str], audios: Sequence[Audio], request: Request, stop: Stop | None = None
     ) -> list[Embedding]:
-        """Embed prepared audio as one batch.
+        """Embed audio in memory as one padded batch, and return one embedding for each item, in order.
 
         Raises:
-            W2VError: the engine failed, its answer to one of them is not finite, or ``stop`` ended it.
+            W2VError: the engine failed, a value or logit is not finite, or ``stop`` ended the run.
         """
         names, head = self.outputs(request), self.head(request)
         arrays = self.forward([audio.samples for audio in audios], names, 0.0, request.layer_weights, stop)
@@ -265,7 +270,10 @@ class Model:
         return embeddings
 
     def outputs(self, request: Request) -> list[str]:
-        """The graph's outputs that a request needs, its vectors first, layer by layer."""
+        """Names of the graph's outputs that a request needs: its vectors layer by layer, then what belongs to them.
+
+        Whatever no output needs is cut from the graph and not computed, such as the layers above the requested ones.
+        """
         head = self.head(request)
         columns = [] if head is None else [head.outputs[-1]]
         if request.level == "frame":
@@ -289,7 +297,7 @@ class Model:
 
 
 def _assembled(arrays: list[Waveform], request: Request) -> Waveform:
-    """One input's outputs as its values: statistics concatenated, several layers stacked before the last axis."""
+    """Join one input's outputs to its values: statistics are concatenated, layers stacked before the last axis."""
     if request.level == "utterance":
         size = len(request.pooling)
         arrays = [np.concatenate(arrays[i : i + size]) for i in range(0, len(arrays), size)]

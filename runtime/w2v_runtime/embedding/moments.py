@@ -1,4 +1,4 @@
-"""First and second moments of a recording that streams by: what its normalisation and group norm rest on."""
+"""Mean and covariance of a long recording, summed up block by block, for its waveform normalisation and group norm."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ Samples = npt.NDArray[np.float32]
 class WaveformMoments:
     """Accumulates blocks of samples; :meth:`vector` is the input ``moments`` of the graph for windows.
 
-    The sums are taken in float64 about the first block's mean, so that an offset costs no digits: with f the samples
-    (or frames) less that mean, the mean is Σf/n and the covariance Σffᵀ/n - Σf Σfᵀ/n².
+    ``kernel`` and ``stride`` are those of the first convolution, in samples. The sums are float64 and taken about the
+    first block's mean, so that a constant offset costs no digits: with f the samples (or frames) minus that mean, their
+    mean is Σf/n and the covariance Σffᵀ/n - Σf Σfᵀ/n².
     """
 
     def __init__(self, kernel: int, stride: int) -> None:
@@ -30,7 +31,7 @@ class WaveformMoments:
         self._frame_products = np.zeros((kernel, kernel))
 
     def add(self, block: Samples) -> None:
-        """Take in the next samples: (n,)."""
+        """Add the next block of samples: (n,)."""
         exact = block.astype(np.float64)
         if self._shift is None:
             self._shift = float(exact.mean()) if len(exact) else 0.0
@@ -57,12 +58,12 @@ class WaveformMoments:
 
 
 class MelMoments:
-    """The same of log-mel frames: mean and unbiased variance of each band.
+    """Accumulates the log-mel frames of blocks of samples: mean and unbiased variance of each band.
 
     Args:
-        window: samples under one frame.
+        window: samples in one frame.
         hop: samples from one frame to the next.
-        mel: the graph of the frames, (samples,) → (frames, bands).
+        mel: computes the frames, (samples,) → (frames, bands).
     """
 
     def __init__(self, window: int, hop: int, mel: Callable[[Samples], Samples]) -> None:
@@ -72,7 +73,7 @@ class MelMoments:
         self.samples = 0
 
     def add(self, block: Samples) -> None:
-        """Take in the next samples: (n,)."""
+        """Add the next block of samples: (n,)."""
         self.samples += len(block)
         pending = np.concatenate([self._rest, block])
         if frames := max(0, (len(pending) - self._window) // self._hop + 1):

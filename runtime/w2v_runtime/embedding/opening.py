@@ -1,4 +1,4 @@
-"""What an embedder was opened with: enough to open it again elsewhere."""
+"""The arguments that an embedder was opened with, for its copies and pickles, and the engine that copies share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from w2v_runtime.threads import forks
 
 @dataclass(frozen=True)
 class Opening:
-    """A bundle, by its folder and hash, and how it is opened; see :func:`open_engine`."""
+    """A bundle, by its folder and hash, and the other arguments of :func:`open_engine`."""
 
     folder: Path
     sha256: str
@@ -26,11 +26,11 @@ class Opening:
     prepack: bool
 
     def engine(self) -> Engine:
-        """Open it.
+        """Open an engine.
 
         Raises:
-            BundleError: the folder holds no bundle any more, or another one, or its files are damaged.
-            EngineError: the engine or device cannot be had here.
+            BundleError: the folder no longer holds a bundle, or holds another one, or its files are damaged.
+            EngineError: the engine or device is not available in this process.
         """
         bundle = Bundle.open(self.folder)
         if bundle.manifest.sha256 != self.sha256:
@@ -40,8 +40,11 @@ class Opening:
         return open_engine(bundle, self.device, self.precision, self.threads, self.outputs, self.prepack)
 
 
-class _Copies:
-    """The engine that an embedder's copies in this process share; it stays, for a pool sends a copy with each task."""
+class _SharedEngine:
+    """The engine that an embedder's copies in this process share.
+
+    It stays open when no copy is left, because a process pool sends a new copy with each task.
+    """
 
     def __init__(self) -> None:
         self._held: tuple[Opening, Engine] | None = None
@@ -49,19 +52,19 @@ class _Copies:
         forks.renew_in_child(self)
 
     def renew(self) -> None:
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()
 
     def engine(self, opening: Opening) -> Engine:
-        with self._opening:
+        with self._lock:
             if self._held is None or self._held[0] != opening:
                 self._held = None
                 self._held = opening, opening.engine()
             return self._held[1]
 
 
-_COPIES = _Copies()
+_SHARED = _SharedEngine()
 
 
 def shared_engine(opening: Opening) -> Engine:
-    """The engine of copies that were opened with the same."""
-    return _COPIES.engine(opening)
+    """The engine that all copies with an equal ``opening`` share in this process."""
+    return _SHARED.engine(opening)

@@ -1,4 +1,4 @@
-"""A bundle against reference outputs: the comparison behind the exporter's proof and ``w2v-models verify``."""
+"""Parity: compares a bundle's outputs with reference outputs, for the exporter and for ``w2v-models verify``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from w2v_runtime.embedding.model import Model
 from w2v_runtime.embedding.results import Request
 
 Array = npt.NDArray[np.float32]
-#: Every layer is compared for waveforms up to so many seconds: what the last one proves, the others need not repeat.
+#: The longest waveform, in seconds, for which every layer is compared; for longer ones the last layer is enough.
 LAYERS_SECONDS: Final = 2.5
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What the reference computes of one waveform, run alone.
+    """The outputs of the reference model for one waveform, run alone.
 
     ``waveform`` (samples,), ``frames`` (T, D), ``pooled`` (D,) the mean over time, ``layers`` (L + 1, D) the mean over
     time of each layer, ``logits`` (K,) or (T, K), or None without a head or where the waveform is too short for it.
@@ -55,9 +55,9 @@ def compare(
     groups += [(f"batch of {len(batch)}", batch) for batch in (short, [by_length[0], by_length[-1]]) if len(batch) > 1]
     rows: list[ParityRow] = []
     for i, (case, group) in enumerate(groups, 1):
-        rows.extend(_rows(case, group, _answers(model, group)))
+        rows.extend(_rows(case, group, _batch_outputs(model, group)))
         done(i, len(groups) + 1)
-    rows.extend(_rows(f"{short[-1].case}, windowed", [short[-1]], _windowed_answer(model, short[-1])))
+    rows.extend(_rows(f"{short[-1].case}, windowed", [short[-1]], _windowed_outputs(model, short[-1])))
     done(len(groups) + 1, len(groups) + 1)
     return tuple(rows)
 
@@ -73,8 +73,8 @@ def comparable(references: Sequence[Reference], precision: str, rate: int) -> li
 Columns = dict[str, list[Array]]
 
 
-def _answers(model: Model, references: Sequence[Reference]) -> Columns:
-    """The public graph's outputs of each utterance, and the mean of every layer where all of them are short."""
+def _batch_outputs(model: Model, references: Sequence[Reference]) -> Columns:
+    """The public graph's outputs for each waveform of a batch, and the mean of every layer if all of them are short."""
     head = model.manifest.head
     names = [LAST_HIDDEN_STATE, FRAME_LENGTHS, EMBEDDING] + ([head.outputs[-1]] if head else [])
     waveforms = [reference.waveform for reference in references]
@@ -93,8 +93,8 @@ def _answers(model: Model, references: Sequence[Reference]) -> Columns:
     return outputs
 
 
-def _windowed_answer(model: Model, reference: Reference) -> Columns:
-    """Frames and the head's output of an utterance as one window of long audio."""
+def _windowed_outputs(model: Model, reference: Reference) -> Columns:
+    """Frames and the head's output for one waveform, computed as a single window of long audio."""
     rate = model.sample_rate
     audio = Audio(reference.waveform, rate, len(reference.waveform) / rate)
     answer = model.embed_windowed(reference.case, audio, Request("frame"))
@@ -117,7 +117,7 @@ def _rows(case: str, references: Sequence[Reference], outputs: Columns) -> Itera
 def difference(actual: Array, expected: Array) -> tuple[float, float, float]:
     """Max |Δ|, max |Δ| over the largest expected magnitude, and the smallest cosine of the rows of two matrices.
 
-    Another shape, or anything that is not finite, counts as infinitely far.
+    If the shapes differ or ``actual`` is not finite, the result is (inf, inf, -1).
     """
     if actual.shape != expected.shape or not np.isfinite(actual).all():
         return np.inf, np.inf, -1.0

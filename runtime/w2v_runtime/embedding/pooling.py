@@ -1,4 +1,4 @@
-"""Statistics over the frames of one utterance, in constant memory."""
+"""Pooling of long audio: statistics over the frames of one utterance, in constant memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RunningPool:
     """Mean, standard deviation, minimum and maximum of frames that arrive in blocks.
 
     Blocks are merged in float64 by Chan, Golub & LeVeque (1979): with n frames of mean m and squared deviations S, a
-    block of n', m', S' gives S + S' + (m' - m)²·n·n'/(n + n'). ``std`` is the population's, so one frame gives zeros.
+    block of n', m', S' gives S + S' + (m' - m)²·n·n'/(n + n'). ``std`` divides by n, so one frame gives zeros.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class RunningPool:
         self._mean = self._deviations = self._min = self._max = np.empty(0)
 
     def add(self, block: Frames) -> None:
-        """Take in frames: (n, D)."""
+        """Add a block of frames: (n, D)."""
         if not len(block):
             return
         exact = block.astype(np.float64)
@@ -39,7 +39,7 @@ class RunningPool:
         self.frames += len(block)
 
     def result(self, pooling: Sequence[str]) -> Frames:
-        """The named statistics, concatenated: (len(pooling)·D,). ``std1`` is the unbiased deviation."""
+        """The named statistics, concatenated: (len(pooling)·D,). ``std1`` divides by n - 1."""
         statistics: dict[str, npt.NDArray[np.float64]] = {
             "mean": self._mean,
             "std": np.sqrt(self._deviations / max(self.frames, 1)),

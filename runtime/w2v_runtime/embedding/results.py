@@ -1,4 +1,4 @@
-"""What a run asks for and what it yields: options in, embeddings and failures out, all frozen."""
+"""Frozen data classes of a request (level, pooling, layers) and of its results (embeddings, failures, frame times)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pooling = Literal["mean", "std", "min", "max"]
 
 LEVELS: Final[tuple[Level, ...]] = get_args(Level)
 POOLINGS: Final[tuple[Pooling, ...]] = get_args(Pooling)
-#: Every layer from 0.
+#: The layer option that stands for every layer from 0.
 ALL_LAYERS: Final = "all"
 
 
@@ -34,7 +34,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """Where frames stand in the input's own time: frame t from t·step to t·step + width seconds.
+    """Start and end of frames: frame t runs from t·step to t·step + width seconds of the input.
 
     Times are rounded to a nanosecond, so that they read as 0.7 and not as 0.7000000000000001.
 
@@ -61,7 +61,7 @@ class Embedding:
 
     ``values`` is float32: (D,) for an utterance, (T, D) for frames; with several layers (layers, D) and
     (T, layers, D). D is the hidden size, times the number of poolings of an utterance.
-    ``logits`` is the head's output (K,), or (T, K) of a head that answers frame by frame, None without one.
+    ``logits`` is the head's output: (K,), or (T, K) of a frame-level head; None without a head.
     ``duration`` is the input's length in seconds.
     """
 
@@ -74,13 +74,13 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Request:
-    """What to compute of each input.
+    """What to compute for each input.
 
-    ``layers`` are ``last``, ``all`` or numbers from 0; with ``layer_weights`` (of the layers 0 … L) one vector, or one
-    a frame, is made of all of them.
+    ``layers`` are ``last``, ``all`` or numbers from 0. With ``layer_weights``, one for each of the layers 0 … L, the
+    result is the weighted sum of all layers instead.
 
     Raises:
-        RefusedError: a level, pooling or layer is not one of those known.
+        RefusedError: the level or a pooling is unknown, a pooling is repeated, or layers and weights are both given.
     """
 
     level: Level = "utterance"
@@ -109,25 +109,25 @@ class Request:
         layer: str | int | Sequence[str | int] = LAST_LAYER,
         layer_weights: Sequence[float] | None = None,
     ) -> Request:
-        """Build from what users write: ``"mean,std"`` or a list; ``9``, ``"last"``, ``"3,9"`` or a list.
+        """Build a request from what users write: ``"mean,std"`` or a list; ``9``, ``"last"``, ``"3,9"`` or a list.
 
         Raises:
-            RefusedError: one of them is unknown, or of another type; the message names what there is.
+            RefusedError: an argument is unknown, or of another type; the message names the choices.
 
         Examples:
             >>> Request.of("utterance", "mean,std", "3,9")
             Request(level='utterance', pooling=('mean', 'std'), layers=('3', '9'), layer_weights=None)
         """
-        poolings = _words(pooling, f"pooling is one or several of {', '.join(POOLINGS)}")
-        layers = _words(layer, f"layer is {LAST_LAYER}, {ALL_LAYERS}, a whole number from 0, or several of them")
+        poolings = _names(pooling, f"pooling is one or several of {', '.join(POOLINGS)}")
+        layers = _names(layer, f"layer is {LAST_LAYER}, {ALL_LAYERS}, a whole number from 0, or several of them")
         weights = None if layer_weights is None else _numbers(layer_weights)
         return cls(cast(Level, level), cast(tuple[Pooling, ...], poolings), layers, weights)
 
     def resolved(self, last: int) -> Request:
-        """With the layers of a model named that has the layers 0 … ``last``.
+        """The request with ``all`` and layer weights replaced by layer names, for a model with the layers 0 … ``last``.
 
         Raises:
-            RefusedError: a layer is not one of them, or there is another number of layer weights.
+            RefusedError: the model does not have a layer, a layer is repeated, or there are not ``last`` + 1 weights.
 
         Examples:
             >>> Request.of("frame", "mean", "all").resolved(2).layers
@@ -153,8 +153,8 @@ class Request:
         return dataclasses.replace(self, layers=layers)
 
 
-def _words(value: object, known: str) -> tuple[str, ...]:
-    """Words and whole numbers as words; several with commas, or in any iterable."""
+def _names(value: object, known: str) -> tuple[str, ...]:
+    """Split an option into names: a string with commas, a whole number, or an iterable of strings and whole numbers."""
     items = value.split(",") if isinstance(value, str) else [value] if isinstance(value, Integral) else value
     if isinstance(items, Iterable) and not isinstance(items, bytes | Mapping):
         words = list(items)
@@ -164,10 +164,10 @@ def _words(value: object, known: str) -> tuple[str, ...]:
 
 
 def _numbers(weights: object) -> tuple[float, ...]:
-    """Layer weights as they are computed with."""
+    """Layer weights as floats; refused unless they are finite and one-dimensional."""
     try:
         array = np.asarray(weights, np.float64)
-    except (TypeError, ValueError, RuntimeError):  # the last is that of tensors
+    except (TypeError, ValueError, RuntimeError):  # PyTorch's tensors raise RuntimeError
         array = np.empty(0)
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
         raise RefusedError("layer_weights (--layer-weights) are finite numbers, one for each layer from 0.")

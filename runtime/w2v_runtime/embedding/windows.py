@@ -45,7 +45,7 @@ Samples = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Windowing:
-    """How long audio is cut: ``window`` seconds of audio at a time, seen with ``context`` seconds on each side.
+    """How long audio is split: into windows of ``window`` seconds, with ``context`` more seconds on each side.
 
     Audio that fits one window with its context is embedded whole.
 
@@ -107,7 +107,10 @@ class HeldStream:
 
 @dataclass(frozen=True)
 class Window:
-    """Frames ``first`` to ``last`` of a recording: from samples ``start`` to ``stop``, after ``skip`` of context."""
+    """Frames ``first`` to ``last`` of a recording, computed from samples ``start`` to ``stop``.
+
+    ``last`` and ``stop`` are exclusive. The first ``skip`` frames that the samples give are context.
+    """
 
     first: int
     last: int
@@ -119,10 +122,10 @@ class Window:
 def plan_windows(
     samples: int, rate: int, conv: ConvStack, windowing: Windowing, least_context: int = 0
 ) -> Iterator[Window]:
-    """Windows that together hold every frame of a recording of ``samples`` samples once.
+    """Yield the windows of a recording of ``samples`` samples; together they hold every frame once.
 
-    Each starts on a frame's first sample, so that its frames are the whole recording's. ``least_context`` frames are
-    seen on each side whatever the windowing.
+    Each window starts on a frame's first sample, so that its frames are those of the whole recording. The context is at
+    least ``least_context`` frames on each side.
     """
     frames = conv.num_frames(samples)
     size = max(1, round(windowing.window * rate / conv.stride))
@@ -145,21 +148,22 @@ def embed_long(
     stop: Stop,
     scratch: str | None = None,
 ) -> Embedding:
-    """Embed a recording of any length in two passes over its stream; ``head`` is that whose output is asked for.
+    """Embed a recording of any length in two passes over its stream: the first collects moments, the second embeds.
 
-    ``advance(seconds)`` is called after each window with the seconds of the recording that are done. ``scratch`` is the
-    folder for frames that would fill the memory, None the system's for temporary files.
+    ``head`` is the head to compute, or None. ``advance(seconds)`` is called after each window with the seconds of the
+    recording that are done. ``scratch`` is the folder for frames that would fill the memory; None means the system's
+    folder for temporary files.
 
     Raises:
-        AudioError: it cannot be read, or changed between the passes.
-        StorageError: that folder has no room for its frames.
-        W2VError: the engine failed, or ``stop`` ended it.
+        AudioError: the recording cannot be read, or changed between the passes.
+        StorageError: ``scratch`` has no room for the frames.
+        W2VError: the engine failed, or ``stop`` ended the run.
     """
     architecture, margin = manifest.architecture, head.margin if head else 0
     samples, moments = _moments(engine, manifest, open_stream, stop)
     frames = architecture.conv.num_frames(samples)
-    answer = _Frames(request, frames, architecture.hidden_size, scratch)
-    columns = None if head is None else _HeadColumns(engine, head, frames, stop)
+    answer = _LayerOutputs(request, frames, architecture.hidden_size, scratch)
+    columns = None if head is None else _HeadOutput(engine, head, frames, stop)
     feeds = {MOMENTS: moments[None]}
     if request.layer_weights is not None:
         feeds[LAYER_WEIGHTS] = np.array(request.layer_weights, np.float32)
@@ -167,7 +171,7 @@ def embed_long(
     windows = plan_windows(samples, architecture.sample_rate, architecture.conv, windowing, margin)
     done = 0
     with open_stream() as stream:
-        for window, block in _cut(windows, stream):
+        for window, block in _window_samples(windows, stream):
             waveform = {WAVEFORM: block[None], LENGTHS: np.array([len(block)])}
             *layers, last = outputs = [output[0] for output in engine.run(waveform | feeds, names, "windows", stop)]
             if not all(np.isfinite(output).all() for output in outputs):
@@ -183,8 +187,8 @@ def embed_long(
     return Embedding(path, answer.result(), duration, None if columns is None else columns.result(), warnings)
 
 
-class _Frames:
-    """Frames of one or several layers, window by window: kept at frame level, pooled in constant memory else."""
+class _LayerOutputs:
+    """Collects frames of one or several layers window by window: keeps them at frame level, else pools them."""
 
     def __init__(self, request: Request, frames: int, size: int, scratch: str | None) -> None:
         self._request = request
@@ -207,8 +211,8 @@ class _Frames:
         return np.stack(pooled) if len(pooled) > 1 else pooled[0]
 
 
-class _HeadColumns:
-    """A head's output over all windows: its frames are kept, or their statistics go through the rest of the head."""
+class _HeadOutput:
+    """Collects a head's frames window by window: keeps them at frame level, else feeds their statistics to the head."""
 
     def __init__(self, engine: Engine, head: Head, frames: int, stop: Stop) -> None:
         self._engine, self._head, self._frames, self._stop = engine, head, frames, stop
@@ -216,7 +220,7 @@ class _HeadColumns:
         self._rows: list[Samples] = []
 
     def add(self, window: Window, frames: Samples) -> None:
-        """Take in a window's head frames, the first of which is centred on the window's frame ``margin``."""
+        """Add the head's frames of a window; the first of them is centred on the window's frame ``margin``."""
         margin = self._head.margin
         begin = window.first - window.skip + margin
         first, last = max(window.first, margin), min(window.last, self._frames - margin)
@@ -235,7 +239,7 @@ class _HeadColumns:
 
 
 def _moments(engine: Engine, manifest: Manifest, open_stream: OpenStream, stop: Stop) -> tuple[int, Samples]:
-    """Samples of the recording, and the statistics that its windows share."""
+    """The first pass: the number of samples in the recording, and the ``moments`` that all its windows share."""
     conv = manifest.architecture.conv
     moments: WaveformMoments | MelMoments = WaveformMoments(conv.kernels[0], conv.strides[0])
     if manifest.architecture.front_end == LOG_MEL_FRONT_END:
@@ -252,8 +256,8 @@ def _moments(engine: Engine, manifest: Manifest, open_stream: OpenStream, stop: 
     return moments.samples, moments.vector()
 
 
-def _cut(windows: Iterable[Window], blocks: Iterable[Samples]) -> Iterator[tuple[Window, Samples]]:
-    """Each window with its samples, holding no more of the stream than one window needs; fewer where it ends early."""
+def _window_samples(windows: Iterable[Window], blocks: Iterable[Samples]) -> Iterator[tuple[Window, Samples]]:
+    """Yield each window with its samples (n,), holding one window in memory; stop early if the stream ends too soon."""
     stream, held, offset = iter(blocks), np.empty(0, np.float32), 0
     for window in windows:
         parts, end = [held], offset + len(held)
@@ -266,5 +270,5 @@ def _cut(windows: Iterable[Window], blocks: Iterable[Samples]) -> Iterator[tuple
         if len(samples) < window.stop - window.start:
             return
         yield window, samples
-    for _ in stream:  # to the end, where the stream knows its duration and warnings
+    for _ in stream:  # only at its end does a stream know its duration and warnings
         pass

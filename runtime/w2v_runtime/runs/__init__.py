@@ -1,4 +1,4 @@
-"""Many inputs to a finished output that can be resumed at any moment: inputs, the run, its journal, merging.
+"""Runs embed many inputs into one output and can be resumed at any moment: inputs, journal, spool, run, merge.
 
 May import every other room but commands.
 """

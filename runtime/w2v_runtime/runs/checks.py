@@ -1,4 +1,4 @@
-"""What a run refuses before any work: an output that is not to be replaced, and files that would be lost."""
+"""Checks before a run: refuses an output that may not be replaced or resumed, and files that would be overwritten."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _TEXT_FORMATS = ("csv", "jsonl")
 
 
 def check_earlier(options: RunOptions, header: Header) -> None:
-    """Refuse an output that exists, unless it is to be replaced, or continued by an equal run.
+    """Refuse an output that exists, unless ``--overwrite`` is given, or ``--resume`` with equal options.
 
     Raises:
-        OutputError: with the choice the user has, or the differences.
+        OutputError: the output exists or is unfinished; the message names the choices, or the options that differ.
     """
     output, there = options.output.path, exists(options.output.path)
     if options.output.format in _TEXT_FORMATS:
@@ -51,7 +51,7 @@ def check_earlier(options: RunOptions, header: Header) -> None:
 
 
 def is_unfinished(output: Path) -> bool:
-    """Whether a run, of this release or the one before, left results beside an output that are not in it yet."""
+    """Whether a run, of this release or the previous one, left results beside an output that are not in it yet."""
     if hidden(output, VALUES_SUFFIX).exists():
         return True
     try:
@@ -62,10 +62,12 @@ def is_unfinished(output: Path) -> bool:
 
 
 def earlier_header(options: RunOptions) -> Header | None:
-    """The header of the run to resume; where its journal is damaged, by what a complete output tells of its run.
+    """The header of the run to resume, from its journal or, if that is damaged, from the metadata of its output.
+
+    Returns None where there is no journal.
 
     Raises:
-        OutputError: neither tells.
+        OutputError: neither the journal nor the output describes the run.
     """
     try:
         return Header.read(hidden(options.output.path, JOURNAL_SUFFIX))
@@ -90,10 +92,10 @@ def _refuse_other(output: Path, earlier: Header, now: Header) -> None:
 
 
 def written_files(options: RunOptions, reads: Iterable[Use]) -> Written:
-    """The files that a run writes, none of which is another or one of those that it is known to read.
+    """The files that a run writes, checked against each other and against ``reads``, the files that it reads.
 
     Raises:
-        OutputError: one is, or a user's file stands in the place of the list of failures.
+        OutputError: a file is written twice or also read, or the list of failures would replace a user's file.
     """
     uses = []
     if options.output.format != STDOUT:

@@ -1,4 +1,4 @@
-"""Where failed inputs are listed."""
+"""The list of failed inputs (``--failures``): JSON lines with path, stage and reason."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from w2v_models.errors import OutputError
 from w2v_runtime.embedding.results import Failure
 from w2v_runtime.stores.pending import check_file
 
-#: A line longer than this is no failed input's.
+#: A longer line is not an entry of a list of failures.
 _MAX_LINE_BYTES: Final = 2**20
 
 
 class FailureLog:
-    """The failures file: JSON lines, written as they come; there is none where nothing failed.
+    """Writes the list of failed inputs as they fail; without a failure there is no file.
 
-    It only ever replaces an earlier list of failures. A pipe or a device, such as ``/dev/stderr``, is written to.
+    Only an earlier list of failures is ever replaced. A pipe or a device, such as ``/dev/stderr``, is written to.
     """
 
     def __init__(self, path: Path | None, tell: Callable[[Failure], None] = lambda failure: None) -> None:
-        """Begin; where ``path`` is None there is no list, and ``tell`` is called with each failure."""
+        """Write to ``path``; if it is None there is no list, and ``tell`` is called with each failure."""
         self._path = path if path is None or is_stream(path) else Path(os.path.realpath(path))
         self._tell = tell
         self._file: IO[str] | None = None
@@ -51,17 +51,17 @@ class FailureLog:
             self._tell(failure)
             return
         if self._file is None:
-            # Appended to: what was here when the run began is gone, and what came since is not ours to cut off.
+            # Append: the list of an earlier run is already removed, and lines that others wrote since must stay.
             self._file = self._path.open("a", encoding="ascii")
         self._file.write(json.dumps(dataclasses.asdict(failure)) + "\n")
         self._file.flush()
 
 
 def check_failures(path: Path) -> None:
-    """Refuse a place for a list of failures where anything else stands. An empty file counts as an empty list.
+    """Refuse a path for the list of failures if another file is there. An empty file counts as an empty list.
 
     Raises:
-        OutputError: it is a folder, another file, or in a folder that cannot take it.
+        OutputError: ``path`` is a folder or another file, or its folder is missing or not writable.
     """
     if is_stream(path):
         return
@@ -73,7 +73,7 @@ def check_failures(path: Path) -> None:
 
 
 def is_failure(line: bytes) -> bool:
-    """Whether a line names one failed input."""
+    """Whether a line is an entry of a list of failures."""
     try:
         failure = Failure(**json.loads(line))
     except (ValueError, TypeError, RecursionError):
@@ -82,7 +82,7 @@ def is_failure(line: bytes) -> bool:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is a pipe or a device, of which nothing can be lost."""
+    """Whether a path is a pipe or a device, which holds nothing that could be overwritten."""
     return path.exists() and not path.is_dir() and not _is_regular(path)
 
 

@@ -1,4 +1,8 @@
-"""What to embed: files, folders searched recursively, lists of paths, and a shard of them all."""
+"""The inputs of a run: files, folders searched recursively, lists of paths, and shards of all these.
+
+Which files of a folder are recordings, by the suffix and the first bytes of each audio container, is decided by the
+table in :mod:`w2v_runtime.audio.formats`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from w2v_runtime.runs.lists import read_list
 
 @dataclass(frozen=True)
 class Shard:
-    """The ``index``-th (from 1) of ``count`` parts: every count-th input, so that parts take equally long."""
+    """The ``index``-th (from 1) of ``count`` parts: every ``count``-th input, so that all parts take equally long."""
 
     index: int = 1
     count: int = 1
@@ -28,7 +32,7 @@ class Shard:
         """Read ``I/N``.
 
         Raises:
-            RefusedError: it is not that, or I is not in 1 … N.
+            RefusedError: ``text`` is not ``I/N``, or I is not in 1 … N.
         """
         if not is_shard(text):
             raise RefusedError(f"shard {text!r:.40} is not I/N with I from 1 to N, such as 3/8.")
@@ -39,7 +43,7 @@ class Shard:
         return position % self.count == self.index - 1
 
     def size(self, inputs: int) -> int:
-        """How many of so many inputs belong to this part."""
+        """How many of ``inputs`` inputs belong to this part."""
         return len(range(self.index - 1, inputs, self.count))
 
 
@@ -49,18 +53,19 @@ def is_shard(text: str) -> bool:
     return match is not None and 1 <= int(match[1]) <= int(match[2])
 
 
-#: The one recording that comes through standard input, by what users call it.
+#: The input that stands for a recording on standard input.
 STANDARD_INPUT: Final = "-"
 #: The one shard that holds every input.
 ALL: Final = Shard()
 
 
 class Listing:
-    """Inputs that are listed once, ahead of their use and counted at the end; to be iterated once.
+    """An iterable of inputs that lists them ahead of their use and counts them; it can be iterated only once.
 
     Args:
-        inputs: as they are found.
-        ahead: whether a thread lists them. What may not come to an end soon, such as a pipe, is listed as it is used.
+        inputs: paths, as they are found.
+        ahead: whether a thread lists them ahead. If False they are listed as they are used, for a source that may not
+            end soon, such as a pipe.
     """
 
     def __init__(self, inputs: Iterable[str], ahead: bool = True) -> None:
@@ -73,7 +78,7 @@ class Listing:
         return self._from_thread() if self._ahead else self._listed()
 
     def total(self) -> int | None:
-        """How many there are, once the last one is listed; None if that ends before."""
+        """Wait until all inputs are listed, and return their number; None if the listing stopped early."""
         self._ended.wait()
         return None if self._stopped else self._count
 
@@ -119,10 +124,10 @@ def list_inputs(
     """Every input path, in a fixed order: the arguments (a folder's audio sorted by name), then the list's lines.
 
     The argument ``-`` is :data:`STANDARD_INPUT`; in a list or a folder a file of that name is ``./-``. ``pass_over`` is
-    told each file of a folder that is none.
+    called with each file in a folder that is not a recording.
 
     Raises:
-        RefusedError: the list cannot be read, or is none.
+        RefusedError: the list cannot be read, or is not a list of paths.
     """
     for argument in arguments:
         if argument != STANDARD_INPUT and os.path.isdir(argument):
@@ -136,7 +141,7 @@ def list_inputs(
 
 
 def _search(folder: str, pass_over: Callable[[str], None]) -> Iterator[str]:
-    """Recordings below a folder, but for what is hidden. Links to folders are followed once, so that loops end."""
+    """Recordings below a folder, except hidden ones. Links to folders are followed once, so that loops end."""
     seen: set[tuple[int, int]] = set()
     pending = [folder]
     while pending:
@@ -171,7 +176,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_recording(entry: os.DirEntry[str]) -> bool:
-    """By suffix, else by the first bytes of a regular file."""
+    """Whether an entry is a recording: by its suffix, else by the first bytes of a regular file."""
     told = formats.by_name(entry.name)
     if told is not None:
         return told.recording

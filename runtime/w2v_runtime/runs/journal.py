@@ -1,8 +1,8 @@
-"""The journal of a run: what ``.OUT.w2v-journal`` says of the run and of each finished input.
+"""The journal of a run, ``.OUT.w2v-journal``: it describes the run and each finished input, for ``--resume``.
 
 Its first line is a :class:`Header` that describes the run, every further line an :class:`Entry` for a finished input.
-Each line carries a checksum, so that a damaged one is known and costs just its own input. Beside a complete output the
-journal stays, for a later ``--resume``; its i-th entry is then the output's i-th result.
+Each line has a checksum, so that a damaged line is detected and only its own input is embedded again. Beside a complete
+output the journal stays, for a later ``--resume``; its i-th entry is then the output's i-th result.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from w2v_runtime.files.durable import replace, sync_folder
 from w2v_runtime.files.outputs import EARLIER_SUFFIXES, JOURNAL_SUFFIX, VALUES_SUFFIX, beside, hidden
 from w2v_runtime.runs.inputs import is_shard
 
-#: Raised whenever the lines of a journal change. The release before wrote 2, whose lines have no checksums and whose
-#: header knows nothing of the list of inputs; it is still read.
+#: To be raised whenever the lines of a journal change. The previous release wrote 2, without checksums in the lines and
+#: without the list of inputs in the header; it is still read.
 JOURNAL_FORMAT: Final = 3
 _EARLIER_FORMAT: Final = 2
 _CHECKSUM: Final = b',"crc32":'
 _BLOCK_BYTES: Final = 2**20
-#: Counts, sizes and times beyond this are damage: they still fit into 64 bits when a few are added.
+#: Larger counts, sizes and times count as damage; the sum of a few numbers up to this still fits into 64 bits.
 _MAX_NUMBER: Final = 2**61
 _FIRST_BYTES: Final = b'{"fingerprint":'
 _NEW_SUFFIX: Final = ".new"
-#: More of a first line than this is not read: it is no journal's.
+#: No more of a first line is read: a longer one is not a journal's.
 _MAX_LINE_BYTES: Final = 2**28
 
 Values = npt.NDArray[np.float32]
 
 
 class DamagedJournalError(OutputError):
-    """A journal does not say any more what run it belongs to."""
+    """A journal's header is damaged, so that its run is unknown."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """How a file is known again: size in bytes, modification time in ns, and with ``--hash`` its content's SHA-256."""
+    """By what a file is recognised: size in bytes, modification time in ns, with ``--hash`` its content's SHA-256."""
 
     size: int
     mtime_ns: int
@@ -77,7 +77,7 @@ class Stamp:
 
     @classmethod
     def of_content(cls, file: BinaryIO) -> Stamp:
-        """The stamp of what a file without a name holds: its size and its content, whenever it came."""
+        """The stamp of an open file without a name: its size and the SHA-256 of its content; its time is 0."""
         size, digest = 0, hashlib.sha256()
         while block := file.read(_BLOCK_BYTES):
             size += len(block)
@@ -86,23 +86,23 @@ class Stamp:
         return cls(size, 0, digest.hexdigest())
 
     def same(self, other: Stamp) -> bool:
-        """Equal content where both know it, else equal size and time."""
+        """Whether two stamps have an equal SHA-256 if both have one, else an equal size and modification time."""
         if self.sha256 and other.sha256:
             return self.sha256 == other.sha256
         return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
 
 
-#: The stamp of a file of which none is known: no file has it, so that the input is embedded again.
+#: Stands for a stamp that is unknown: no file has it, so that the input is embedded again.
 UNKNOWN: Final = Stamp(-1, -1)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A journal line: an input's path and stamp, its index among all inputs, and what is known of its result.
+    """A journal line: an input's path, stamp and index among all inputs, and its result without the values.
 
-    ``offset`` is where its numbers stand in the values file, in bytes; None once they are in the output. They are the
-    values, and after them the logits of a head that answers frame by frame, of ``logits_shape`` (T, K). The logits
-    (K,) of another head stand here, in ``logits``.
+    ``offset`` is the offset of the result's numbers in the values file, in bytes; None once they are in the output. The
+    numbers are the values, of ``shape``, and then frame-level logits, of ``logits_shape`` (T, K). The logits (K,) of an
+    utterance-level head are in ``logits``. ``duration`` is in seconds.
     """
 
     path: str
@@ -117,7 +117,7 @@ class Entry:
 
     @classmethod
     def of(cls, embedding: Embedding, stamp: Stamp, index: int, offset: int | None) -> Entry:
-        """The line for a result."""
+        """The entry for a result."""
         logits = embedding.logits
         by_frame = logits is not None and logits.ndim > 1
         return cls(
@@ -134,7 +134,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Size in bytes of what stands in the values file."""
+        """Size in bytes of the result's numbers in the values file."""
         return 4 * (math.prod(self.shape) + (0 if self.logits_shape is None else math.prod(self.logits_shape)))
 
     @property
@@ -143,7 +143,7 @@ class Entry:
         return self.shape[0]
 
     def embedding(self, values: Values, logits: Values | None) -> Embedding:
-        """The result that this line, its values and its logits (T, K), if it has such, make up."""
+        """The result, made of this entry, its values and, for a frame-level head, its logits (T, K)."""
         if self.logits is not None:
             logits = np.array(self.logits, np.float32)
         return Embedding(self.path, values, self.duration, logits, self.warnings)
@@ -154,7 +154,7 @@ class Entry:
 
     @classmethod
     def parse(cls, line: bytes, checksums: bool = True) -> Entry | None:
-        """Read a line; None if it is torn, damaged, or no entry."""
+        """Read a line; None if it is torn, damaged, or not an entry."""
         data = _parse_line(line, checksums)
         if data is None:
             return None
@@ -172,7 +172,7 @@ class Entry:
         return entry if entry._is_sound() else None
 
     def _is_sound(self) -> bool:
-        """Whether every field is of its type and within reach, whoever wrote the line."""
+        """Whether every field has its type and a possible value: a line may have been written by anybody."""
         stamp, offset = self.stamp, 0 if self.offset is None else self.offset
         sizes = (*self.shape, *(self.logits_shape or ()))
         return (
@@ -198,10 +198,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Header:
-    """A journal's first line: what the run computes, its part of the inputs, and whether its output is complete.
+    """A journal's first line: what the run computes (``fingerprint``), its shard, and whether its output is complete.
 
-    ``inputs``, known once the list has come to its end, and ``failed``, the indices among them of this part's inputs
-    that have no result, tell a complete part; both are None before, and in what the release before wrote.
+    ``inputs`` describes all inputs, and ``failed`` holds the indices among them of this shard's inputs without a
+    result. Both are None until the list of inputs has ended, and in journals of the previous release.
     """
 
     fingerprint: dict[str, Any]
@@ -216,8 +216,8 @@ class Header:
         """The header of a journal, None where there is no journal, or nothing but a torn first line.
 
         Raises:
-            DamagedJournalError: it is damaged, or none at all.
-            OutputError: it is a journal of another release, or cannot be read.
+            DamagedJournalError: the header is damaged, or the file is not a journal.
+            OutputError: the journal is of another release, or cannot be read.
         """
         try:
             descriptor = os.open(journal, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -236,11 +236,11 @@ class Header:
 
     @classmethod
     def of_dict(cls, data: dict[str, Any] | None, source: Path) -> Header:
-        """Build a header from decoded JSON that stands in ``source``.
+        """Build a header from decoded JSON that was read from ``source``.
 
         Raises:
-            DamagedJournalError: it is none.
-            OutputError: it is one of another release.
+            DamagedJournalError: ``data`` is not a header.
+            OutputError: the header is of another release.
         """
         again = "make its output again with w2v-embed --overwrite"
         if data is None:
@@ -274,7 +274,7 @@ class Header:
 
     @property
     def checksums(self) -> bool:
-        """Whether the lines of this journal bear checksums."""
+        """Whether the lines of this journal have checksums."""
         return self.format != _EARLIER_FORMAT
 
     def to_line(self) -> bytes:
@@ -282,7 +282,7 @@ class Header:
 
 
 class InputList:
-    """The inputs of a run as they pass by, counted and hashed: two parts that saw the same list can be joined."""
+    """Counts and hashes the inputs of a run as they are iterated: shards of the same list of inputs can be merged."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = paths
@@ -296,7 +296,7 @@ class InputList:
 
     @property
     def seen(self) -> Inputs:
-        """What passed by so far: all inputs, once the iterator is exhausted."""
+        """Count and hash of the inputs so far: of all inputs, once the iterator is exhausted."""
         return Inputs(self._count, self._hash.hexdigest())
 
 
@@ -308,7 +308,7 @@ def read_entries(journal: Path, checksums: bool = True) -> Iterator[Entry | None
 
 
 def entries_in(file: IO[bytes], checksums: bool) -> Iterator[Entry | None]:
-    """The same from an open journal, from where it stands."""
+    """As :func:`read_entries`, from the present position of an open journal."""
     for line in file:
         if line.endswith(b"\n"):
             yield Entry.parse(line, checksums)
@@ -327,17 +327,17 @@ def write_journal(path: Path, header: Header, entries: Iterable[Entry]) -> None:
 
 
 def earlier_journal(output: Path) -> Path:
-    """Where the release before kept the journal of an output."""
+    """Where the previous release kept the journal of an output."""
     return beside(output, EARLIER_SUFFIXES[JOURNAL_SUFFIX])
 
 
 def adopt_earlier(output: Path) -> None:
-    """Give the journal and the values that the release before left beside an output the names that they have now.
+    """Rename the journal and the values file that the previous release left beside an output to their present names.
 
     The caller holds the output's lock.
 
     Raises:
-        OutputError: what bears such a name is damaged, or no journal of that release.
+        OutputError: the file with the journal's former name is damaged, or not a journal.
     """
     before, now = earlier_journal(output), hidden(output, JOURNAL_SUFFIX)
     if os.path.lexists(now) or Header.read(before) is None:
@@ -350,9 +350,9 @@ def adopt_earlier(output: Path) -> None:
 
 
 def drop_earlier(output: Path) -> None:
-    """Remove the journal and the values that the release before left beside an output that is replaced.
+    """Remove the journal and the values file that the previous release left beside an output that is replaced.
 
-    What bears such a name and is no journal is somebody else's, and stays.
+    A file with the journal's former name that is not a journal belongs to somebody else, and stays.
     """
     try:
         if Header.read(earlier_journal(output)) is None:
@@ -364,12 +364,12 @@ def drop_earlier(output: Path) -> None:
 
 
 def rewritten(journal: Path) -> Path:
-    """Where a new state of a journal is written before it takes the journal's name."""
+    """The path at which a journal is rewritten before it is renamed to ``journal``."""
     return journal.with_name(journal.name + _NEW_SUFFIX)
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a first line was never written to its end: it has none, or holds nothing but the zeros of a lost one."""
+    """Whether a first line was not written to its end: it is empty, only zeros, or the beginning of a header."""
     start = _FIRST_BYTES[: len(line)]
     return not line.endswith(b"\n") and (not line.strip(b"\0") or line.startswith(start))
 
@@ -391,7 +391,7 @@ def _line(data: dict[str, Any]) -> bytes:
 
 
 def _parse_line(line: bytes, checksums: bool) -> dict[str, Any] | None:
-    """What a line holds; None if it is torn or damaged. A line that bears a checksum must have the right one."""
+    """The JSON object of a line; None if it is torn or damaged. A checksum is only optional without ``checksums``."""
     if not line.endswith(b"}\n"):
         return None
     text, mark, checksum = line[:-2].rpartition(_CHECKSUM)

@@ -1,4 +1,4 @@
-"""Lists of paths, as programs of all systems write them: one a line, or separated by NUL."""
+"""Lists of paths (``--files-from``), as programs of all systems write them: one path per line, or separated by NUL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_list(name: str) -> None:
     """Refuse a list that cannot be read, without reading any of it: it may be a pipe.
 
     Raises:
-        RefusedError: it is missing, a folder, or not readable.
+        RefusedError: the list is missing, a folder, or not readable.
     """
     if name == "-":
         return
@@ -34,13 +34,13 @@ def check_list(name: str) -> None:
 
 
 def read_list(name: str, null: bool = False) -> Iterator[str]:
-    """The paths of a list as they stream in, ``-`` being standard input; bytes that are not UTF-8 are kept.
+    """Yield the paths of a list while it is read; ``-`` is standard input. Bytes that are not UTF-8 are kept.
 
-    Empty lines are skipped. Without ``null`` lines may end in CR LF, and the list may be UTF-16 if it says so in its
-    first bytes, as PowerShell writes it; a name that ends in CR needs ``null``.
+    Empty lines are skipped. Without ``null`` lines may end in CR LF, and the list may be UTF-16 if it begins with a
+    byte order mark, as PowerShell writes it; a path that ends in CR needs ``null``.
 
     Raises:
-        RefusedError: it cannot be read, is no list, or is separated in another way.
+        RefusedError: the list cannot be read, is not a list of paths, or has another separator.
     """
     if name == "-":
         yield from _paths(cast(io.BufferedReader, sys.stdin.buffer), "on standard input", null)
@@ -73,7 +73,7 @@ def _paths(file: io.BufferedReader, name: str, null: bool) -> Iterator[str]:
 
 
 def _check_separator(first: bytes, name: str, null: bool) -> None:
-    """Refuse a list whose first block shows that it is none, or that ``null`` is not what it needs."""
+    """Refuse a list whose first block shows that it is not a list of paths, or that ``null`` is wrong for it."""
     if b"\0" not in first:
         if null and b"\n" in first:
             raise RefusedError(f"the list {name} has its paths in lines; leave --null out.")
@@ -107,7 +107,7 @@ def _from_utf16(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
 
 
 def _split(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
-    """What stands between separators, as it streams in, but for what is empty."""
+    """Yield the parts between separators while blocks are read, except empty parts."""
     rest = b""
     for block in blocks:
         *lines, rest = (rest + block).split(separator)

@@ -1,7 +1,8 @@
 """``w2v-merge``: the outputs of ``w2v-embed --shard`` runs joined into one, in the order of the inputs.
 
-A part is an output and, beside it, its journal; where that is damaged or gone, the output itself tells where each of
-its inputs stood among the inputs of all parts. All parts are read side by side, so memory holds one result of each.
+A part is the output of one shard, with its journal beside it. If the journal is damaged or gone, the output itself
+tells the index of each of its inputs among the inputs of all parts. All parts are read side by side, so that memory
+holds one result of each.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from w2v_runtime.runs.readback import RUN, FinishedOutput, expected_results, run
 from w2v_runtime.stores import Layout, OutputFormat, check_metadata_file, check_place, open_store, output_format
 from w2v_runtime.stores.pending import PendingFile
 
-#: Metadata that follow from what a run computes, so that parts which differ in them do not belong together.
-_OF_THE_LAYOUT: Final = ("dim", "labels", "head_level", "frame_step_seconds", "frame_width_seconds")
-#: Metadata of single inputs and of single runs; every store and every run writes its own.
-_OF_A_PART: Final = ("warnings", "durations", RUN)
-#: Files that a part holds open while it is read, at most.
-_FILES_A_PART: Final = 5
+#: Metadata that follow from what a run computes: parts that differ in them do not belong together.
+_LAYOUT_METADATA: Final = ("dim", "labels", "head_level", "frame_step_seconds", "frame_width_seconds")
+#: Metadata of single inputs and of single runs, which are not merged: the merged output gets its own.
+_PART_METADATA: Final = ("warnings", "durations", RUN)
+#: The most files that one part holds open while it is read.
+_FILES_PER_PART: Final = 5
 
 
 @dataclass(frozen=True)
 class Joined:
-    """What was joined: inputs that are embedded, and inputs that the parts' lists of failures name."""
+    """What was merged: the number of embedded inputs, and of inputs in the parts' lists of failures."""
 
     embedded: int
     failed: int
@@ -54,7 +55,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Part:
-    """One finished output of ``w2v-embed``, with what its run and its metadata say."""
+    """One finished output of ``w2v-embed``, with its shard and its metadata."""
 
     output: FinishedOutput
     shard: Shard
@@ -65,10 +66,10 @@ class Part:
         """Open an output as the user typed it.
 
         Raises:
-            OutputError: it is unfinished or damaged, does not tell of its run, or has no known format.
+            OutputError: the output is unfinished or damaged, does not describe its run, or has no known format.
         """
         finished = FinishedOutput.open(Path(output), output_format(output))
-        metadata = {name: value for name, value in finished.metadata.items() if name not in _OF_A_PART}
+        metadata = {name: value for name, value in finished.metadata.items() if name not in _PART_METADATA}
         return cls(finished, Shard.of(finished.header.shard), metadata)
 
     @property
@@ -81,8 +82,8 @@ class Part:
 
     @property
     def computes(self) -> dict[str, Any]:
-        """What all parts of one output have in common."""
-        return self.header.fingerprint | {name: self.metadata.get(name) for name in _OF_THE_LAYOUT}
+        """What the run computes, which is equal in all parts that belong together."""
+        return self.header.fingerprint | {name: self.metadata.get(name) for name in _LAYOUT_METADATA}
 
     def results(self) -> Generator[tuple[Entry, Embedding], None, None]:
         """Each input's journal line and result, in the output's order.
@@ -119,11 +120,11 @@ def merge(
     """Join ``outputs``, all parts of one whole in any order and of any formats.
 
     The lists of failures beside them are joined as well, shard by shard, into the one beside ``merged``; a list that a
-    run wrote elsewhere, with ``--failures``, is not known here. ``check`` raises where ``merged`` became another's.
+    run wrote elsewhere, with ``--failures``, is not found. ``check`` raises if the lock on ``merged`` was lost.
 
     Raises:
         OutputError: a part is missing, repeated, unfinished, damaged or of another run, or ``merged`` exists or is
-            a file of one of them.
+            a file of one of the parts.
         OSError: a part cannot be read or ``merged`` cannot be written; it then does not exist, or is as it was.
     """
     _refuse_output(outputs, merged, kind, overwrite)
@@ -223,7 +224,7 @@ def _check_complete(parts: Sequence[Part]) -> None:
 
 
 def _header(parts: Sequence[Part]) -> Header:
-    """What a run over all inputs would say of itself."""
+    """The journal's header of a run over all inputs."""
     failed = [part.header.failed for part in parts]
     known = [index for part in failed if part is not None for index in part]
     return dataclasses.replace(
@@ -235,7 +236,7 @@ def _header(parts: Sequence[Part]) -> Header:
 
 
 def _layout(parts: Sequence[Part], header: Header) -> Layout:
-    """The layout of the whole; on the way every part's entries are looked at once."""
+    """The layout of the merged output; checks the entries of every part on the way."""
     fingerprint, metadata = header.fingerprint, _metadata(parts)
     count = rows = 0
     seen: dict[str, Path] = {}
@@ -268,7 +269,7 @@ def _layout(parts: Sequence[Part], header: Header) -> Layout:
 
 
 def _metadata(parts: Sequence[Part]) -> dict[str, Any]:
-    """What the parts say of themselves; where they differ, as in their devices, a list of all that is said."""
+    """The merged metadata: where the parts differ, as in their devices, a list of all their values."""
     merged = {}
     for name in parts[0].metadata:
         values: list[Any] = []
@@ -326,7 +327,7 @@ def _check_unchanged(parts: Sequence[Part]) -> None:
 def _allow_open_files(parts: int) -> None:
     """Raise the soft limit of open files, often 256 or 1024, so that every part can be read at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = soft + _FILES_A_PART * parts
+    needed = soft + _FILES_PER_PART * parts
     if hard != resource.RLIM_INFINITY:
         needed = min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,4 +1,4 @@
-"""What a run is asked for, and what is kept of that: in its journal, to know it again, and in its output."""
+"""The options of a run, and what is kept of them: in its journal's header, for ``--resume``, and in its output."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _PACKAGES: Final = ("w2v-onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "n
 class OutputOptions:
     """Where a run writes, and what becomes of an earlier output there.
 
-    ``path`` is as the user typed it. ``failures`` None is the list beside the output. ``hash`` compares contents
-    with ``resume``; ``prune`` drops results whose inputs are gone.
+    ``path`` is as the user typed it. ``failures`` None means the list beside the output. With ``resume``, ``hash``
+    compares contents, and ``prune`` drops results whose inputs are gone.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run writes, computes and reads: each a group of its own."""
+    """All options of a run, in groups: what it writes, computes and reads."""
 
     output: OutputOptions
     request: Request
@@ -58,7 +58,7 @@ class RunOptions:
 
 
 def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
-    """The description that a later ``--resume`` must match."""
+    """The journal's header of a run; a later ``--resume`` must match its fingerprint and shard."""
     request = options.request
     fingerprint = {
         "model": bundle.manifest.source.model,
@@ -77,7 +77,7 @@ def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
 
 
 def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> dict[str, Any]:
-    """What an output says of itself and, with ``header``, of the run that made it."""
+    """The metadata of an output and, with ``header``, of the run that made it."""
     manifest, request, windowing = embedder.manifest, options.request, options.windowing
     head, channel = embedder.head(request), options.corpus.channel
     described = {
@@ -104,7 +104,7 @@ def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> 
 
 
 def layout(embedder: Embedder, options: RunOptions, header: Header | None, count: int = 0, rows: int = 0) -> Layout:
-    """The layout of an output of ``count`` inputs, of ``rows`` frames in all."""
+    """The layout of an output of ``count`` inputs with ``rows`` frames in all."""
     request = options.request
     head = embedder.head(request)
     return Layout(

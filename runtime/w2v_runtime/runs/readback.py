@@ -1,4 +1,4 @@
-"""A finished output read back: each input's entry and its result, by its journal, or by what the output says itself."""
+"""Reads a finished output back: each input's entry and result, from its journal or, if that is damaged, without it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from w2v_runtime.runs.journal import (
 from w2v_runtime.stores import OutputFormat, read_logits, read_metadata, read_records, read_values
 from w2v_runtime.stores.pending import INDEX, METADATA
 
-#: What tells one state of an output's files from another: inode, bytes and time of the last change, None where absent.
+#: The state of an output's files: inode, bytes and time of the last change, None for a file that is missing.
 State = tuple[tuple[int, int, int] | None, ...]
-#: Under this name the metadata of an output tell of the run that made it, as the journal's header does.
+#: The key in an output's metadata that describes the run that made it, as the journal's header does.
 RUN: Final = "run"
 
 
 def run_record(header: Header) -> dict[str, Any]:
-    """What an output keeps of the run that made it, so that it can be joined with others without its journal."""
+    """The description of a run in its output's metadata, so that the output can be merged without its journal."""
     inputs = header.inputs
     return {
         "computes": header.fingerprint,
@@ -46,9 +46,9 @@ def run_record(header: Header) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FinishedOutput:
-    """A finished output. Where its journal is damaged or gone, its inputs are known from the output itself.
+    """A finished output. If its journal is damaged or gone, its inputs are known from the output itself.
 
-    ``journal_whole`` tells that the journal is neither; ``state`` tells the files apart from any that replace them.
+    ``journal_whole`` says that the journal is neither damaged nor gone. ``state`` changes when a run writes to the output.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class FinishedOutput:
         """Open an output that a run has finished.
 
         Raises:
-            OutputError: it is missing, damaged or unfinished, or neither its journal nor it itself tells of its run.
+            OutputError: the output is missing, damaged or unfinished, or neither it nor its journal describes its run.
         """
         if not exists(path):
             raise OutputError(f"{path} does not exist; name outputs of w2v-embed.")
@@ -96,10 +96,10 @@ class FinishedOutput:
             )
 
     def entries(self) -> Iterator[Entry]:
-        """What is known of each input, in the output's order.
+        """The journal's entry of each input, in the output's order; rebuilt from the output if the journal is damaged.
 
         Raises:
-            OutputError: the output is damaged, or the place of its inputs among all is unknown.
+            OutputError: the output is damaged, or the indices of its inputs among those of all shards are unknown.
         """
         if self.journal_whole and self.journal is not None:
             yield from filter(None, read_entries(self.journal, self.header.checksums))
@@ -124,7 +124,7 @@ class FinishedOutput:
             yield entry, entry.embedding(array, columns)
 
     def _rebuilt(self) -> Iterator[Entry]:
-        """Entries from the output itself, with the stamps of those that the journal still tells."""
+        """Entries from the output's records, with the stamps of the lines of the journal that are undamaged."""
         lines = iter(()) if self.journal is None else read_entries(self.journal, self.header.checksums)
         told = filter(None, lines)
         waiting = next(told, None)
@@ -148,7 +148,7 @@ class FinishedOutput:
             )
 
     def _indices(self) -> Iterator[int]:
-        """The places of the output's inputs among those of all shards."""
+        """The indices of the output's inputs among the inputs of all shards."""
         header = self.header
         if header.inputs is None or header.failed is None:
             raise OutputError(
@@ -184,7 +184,7 @@ def _is_whole(header: Header, journal: Path) -> bool:
 
 
 def expected_results(header: Header) -> int | None:
-    """How many results a complete part has; None where its journal is of the release before, which did not say."""
+    """How many results a complete part has; None if its journal is of the previous release, which did not store it."""
     if header.inputs is None or header.failed is None:
         return None
     shard = Shard.of(header.shard)

@@ -1,4 +1,4 @@
-"""One run of ``w2v-embed``: inputs to a finished output, resumable at any moment."""
+"""One run of ``w2v-embed``: embeds the inputs, keeps results in a spool for ``--resume``, and writes the output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from w2v_runtime.stores import EmbeddingStore, open_store, write_lines
 
 #: Failures whose reasons are shown on the terminal, not only listed in the file.
 _SHOWN_FAILURES: Final = 3
-#: Inputs that are gone, named in a refusal.
+#: Inputs that are gone, of which an error message names at most this many.
 _NAMED_INPUTS: Final = 3
 
 OpenEmbedder = Callable[[], Embedder]
@@ -49,24 +49,24 @@ def run(
     """Embed every input that is not finished yet and write the output. The caller holds the output's lock.
 
     Args:
-        open_embedder: called once it is known that there is something to do.
-        inputs: paths, of all shards.
-        options: as :func:`w2v_runtime.runs.checks.check_earlier` let them pass.
-        header: what the run computes.
-        written: the files that it writes, none of which may be an input.
+        open_embedder: opens the model; called only once it is known that there is something to do.
+        inputs: paths of the inputs of all shards.
+        options: options that :func:`w2v_runtime.runs.checks.check_earlier` has accepted.
+        header: the journal's header, with what the run computes.
+        written: the files that the run writes, none of which may be an input.
         progress: called with the summary whenever it has changed.
-        check: raises W2VError where the output is not this run's any more.
-        standard_input: what the input ``-`` holds, as a file that can be read again.
+        check: raises W2VError if this process lost the lock on the output.
+        standard_input: the content of the input ``-``, as a file that can be read again.
 
     Raises:
-        OutputError: an input is also written, or results would be lost because their inputs are gone.
+        OutputError: an input is a file that the run writes, or results would be lost because their inputs are gone.
         StorageError: the output cannot be written; what is finished stays resumable.
     """
     return _Run(options, header, written, InputList(inputs), progress, check, standard_input).go(open_embedder)
 
 
 class _Run:
-    """The state of a run: its inputs as they pass by, and what became of them."""
+    """The state of a run: its summary, the stamps of inputs in progress, and the indices of failed inputs."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class _Run:
 
     def go(self, open_embedder: OpenEmbedder) -> Summary:
         start = time.monotonic()
-        resumed = self._take_up() if self._options.output.resume else None
+        resumed = self._open_earlier() if self._options.output.resume else None
         with contextlib.ExitStack() as stack:
             if resumed is not None:
                 stack.enter_context(contextlib.closing(resumed))
@@ -97,7 +97,7 @@ class _Run:
                 embedder = open_embedder()
                 busy = embedder.engine.busy_seconds
                 if resumed is None:
-                    with self._writing():
+                    with self._storage_errors():
                         spool = stack.enter_context(contextlib.closing(Spool(self._options.output.path, self._header)))
                         drop_earlier(self._options.output.path)
                 else:
@@ -108,8 +108,8 @@ class _Run:
             else:
                 spool = resumed
                 with FailureLog(self._options.output.failures_path):
-                    pass  # nothing failed, so the list of an earlier run goes
-            with self._writing():
+                    pass  # nothing failed, so the list of an earlier run is removed
+            with self._storage_errors():
                 spool.finish(self._finished_header())
         self._summary.wall_seconds = time.monotonic() - start
         return self._summary
@@ -122,13 +122,13 @@ class _Run:
     def _input(self, position: int, path: str) -> Input:
         return Input(position, path, self._standard_input if path == STANDARD_INPUT else None)
 
-    def _take_up(self) -> Spool | None:
-        """The record of earlier runs; None where there is none. A damaged journal of a complete output is mended."""
+    def _open_earlier(self) -> Spool | None:
+        """Open the spool of earlier runs; None if there is none. A complete output's damaged journal is rewritten."""
         output = self._options.output.path
         earlier = earlier_header(self._options)
         if earlier is None or not (exists(output) if earlier.finished else hidden(output, VALUES_SUFFIX).exists()):
             return None
-        with self._writing():
+        with self._storage_errors():
             if earlier.finished:
                 finished = FinishedOutput.open(output, self._options.output.format)
                 if not finished.journal_whole:
@@ -139,7 +139,7 @@ class _Run:
         return spool
 
     def _unfinished(self, spool: Spool) -> list[Input]:
-        """The inputs that no earlier run finished, or that changed since; all are looked at before any is embedded.
+        """The inputs that no earlier run finished, or that changed since; all are checked before any is embedded.
 
         Raises:
             OutputError: results of inputs that are gone would be lost.
@@ -167,10 +167,10 @@ class _Run:
         return todo
 
     def _stamp(self, path: str) -> Stamp | None:
-        """What an input is known by; None where it is not there.
+        """The stamp of an input; None if the input is missing.
 
         Raises:
-            OutputError: it is one of the files that the run writes.
+            OutputError: the input is one of the files that the run writes.
         """
         if path == STANDARD_INPUT and self._standard_input is not None:
             return Stamp.of_content(self._standard_input)
@@ -183,7 +183,7 @@ class _Run:
         return stamp
 
     def _embed(self, embedder: Embedder, todo: Iterable[Input], spool: Spool) -> None:
-        """Embed inputs. Every batch is brought to the disk, so that a killed run loses no more than one."""
+        """Embed inputs. Every finished batch is flushed to disk, so a killed run loses only what was in progress."""
         options, summary = self._options, self._summary
 
         def advance(seconds: float) -> None:
@@ -198,12 +198,12 @@ class _Run:
         ):
             for finished in batches:
                 self._check()
-                with self._writing():
+                with self._storage_errors():
                     self._record(finished, spool, failures)
                 self._progress(summary)
 
     def _stamped(self, inputs: Iterable[Input]) -> Iterator[Input]:
-        """Inputs as they are asked for, each stamped before it is read."""
+        """Yield the inputs, and take the stamp of each before it is read."""
         for item in inputs:
             self._stamps[item.position] = self._stamp(item.path) or Stamp(0, 0)
             yield item
@@ -230,19 +230,19 @@ class _Run:
         spool.flush()
 
     def _restore(self, spool: Spool) -> None:
-        """Where the output is complete, take its results back into the record, to add to them."""
+        """If the output is complete, copy its results back into the spool, so that more can be added."""
         if spool.complete:
             finished = FinishedOutput.open(self._options.output.path, self._options.output.format)
             spool.restore(self._header, (embedding for _, embedding in finished.results()))
 
     def _write_output(self, embedder: Embedder, spool: Spool) -> None:
-        """Write the output from the record, in the order of the inputs; it appears under its name when complete."""
+        """Write the output from the spool, in the order of the inputs; it gets its name when it is complete."""
         header = self._finished_header()
         if spool.is_of(header):
             return
         options, summary = self._options, self._summary
         summary.stage = "writing"
-        with self._writing():
+        with self._storage_errors():
             self._restore(spool)
             described = layout(embedder, options, header, spool.count, spool.rows)
             store = open_store(options.output.path, described, overwrite=True, kind=options.output.format)
@@ -263,8 +263,8 @@ class _Run:
         )
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """A fault of the disk here is one of writing: the run stops, and what is finished stays."""
+    def _storage_errors(self) -> Iterator[None]:
+        """Turn an OSError of the block into StorageError: the run stops, and what is finished stays."""
         try:
             yield
         except OSError as error:
@@ -275,7 +275,7 @@ class _Run:
 
 
 def _write(store: EmbeddingStore, embedding: Embedding, spool: Spool) -> None:
-    """Write a result; one that does not fit was damaged where its record bears no checksum."""
+    """Write a result. If it does not fit the layout, its journal line is damaged and has no checksum to tell."""
     try:
         store.write(embedding)
     except ValueError as error:
@@ -291,7 +291,7 @@ def stream(
 ) -> Summary:
     """Embed every input of the shard and write JSON lines to standard output as they come, in order.
 
-    ``tell`` is called with each failure where no file was named for them.
+    ``tell`` is called with each failure unless a file was named for them.
     """
     summary, start = Summary(), time.monotonic()
     chosen = (path for index, path in enumerate(inputs) if options.shard.holds(index))

@@ -1,9 +1,9 @@
-"""What a run has finished so far, on disk: results in the order they came, and a journal that says where each is.
+"""The spool of a run: its finished results on disk, in the order they came, and the journal that points to them.
 
-``.OUT.w2v-values`` holds the numbers. ``.OUT.w2v-journal`` holds a header that describes the run and a line for each
-finished input. Values reach the disk before the lines that point to them, so after a crash every line but a torn last
-one is true. When the output is complete the journal is rewritten in its order and stays beside it, for a later
-``--resume``; the values are then the output's.
+The values file ``.OUT.w2v-values`` holds the numbers. ``.OUT.w2v-journal`` holds a header that describes the run and a
+line for each finished input. Values reach the disk before the lines that point to them, so after a crash every line
+except a torn last one is true. When the output is complete the journal is rewritten in its order and stays beside it,
+for a later ``--resume``; the values file is removed.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ _MAPPED_BYTES: Final = 64 * 2**20
 
 
 class Spool:
-    """The growing record of one run. One thread writes."""
+    """The finished results of one run: its values file and its journal. Only one thread may write."""
 
     def __init__(self, output: Path, header: Header, resume: bool = False) -> None:
-        """Start an empty record beside ``output`` in place of any other, or with ``resume`` take up the one there.
+        """Start an empty spool beside ``output`` in place of any other, or with ``resume`` open the one there, if any.
 
-        A torn last line is dropped, and a damaged line costs its own input, which :attr:`damaged` counts. Where the
-        output is complete, its values are missed until :meth:`restore`.
+        A torn last line is dropped. A damaged line is counted in :attr:`damaged`, and its input is not finished. Where
+        the output is complete, there are no values until :meth:`restore`.
 
         Raises:
-            OutputError: there is no journal that could be taken up.
+            OutputError: the journal to resume is damaged, of another release, or cannot be read.
         """
         self.journal_path, self.values_path = hidden(output, JOURNAL_SUFFIX), hidden(output, VALUES_SUFFIX)
         self._shard = Shard.of(header.shard)
         self._lines: list[tuple[int, Entry]] = []
-        self._at = array("q")  # where each input's line stands in the journal, by position among the inputs
-        self._known: dict[int, int] = {}  # path's key → its first row in the four arrays below, for resuming
-        self._earlier = array("q"), array("q"), array("q"), array("q")  # line's place, rows, size, time
-        self._following = array("q")  # the next row of the same path: of an input listed twice, or embedded anew
-        self._next: dict[int, int] = {}  # path's key → the row to look at next, where that is not its first
-        self._listed = bytearray()  # by first row, whether an input of this run has its path, and is there
+        self._line_offsets = array("q")  # offset of each input's line in the journal, by position among the inputs
+        self._earlier_rows: dict[int, int] = {}  # key of a path → its first row of the four arrays below, for resuming
+        self._earlier = array("q"), array("q"), array("q"), array("q")  # line offset, frames, file size, file time
+        self._following = array("q")  # the next row of the same path: of an input listed twice, or embedded again
+        self._next: dict[int, int] = {}  # key of a path → the row to look at next, if that is not its first
+        self._listed = bytearray()  # by first row: whether this run lists an input with its path, and the file is there
         self.count = self.rows = self.damaged = 0
         self._before = before = Header.read(self.journal_path) if resume else None
         self.complete = before is not None and before.finished
@@ -64,7 +64,7 @@ class Spool:
                 self.close()
                 raise
         else:
-            # The journal comes first, so that values without one are never a run's.
+            # The journal comes first, so that a values file without a journal never belongs to a run.
             self._journal = _open(self.journal_path, keep=False)
             self._journal.write(dataclasses.replace(header, format=JOURNAL_FORMAT).to_line())
             self._journal.flush()
@@ -74,14 +74,14 @@ class Spool:
 
     def _load(self, checksums: bool) -> None:
         available, values_end = self.values_path.stat().st_size, 0
-        places, rows, sizes, times = self._earlier
+        offsets, rows, sizes, times = self._earlier
         last: dict[int, int] = {}
         self._journal.seek(0)
         end = len(self._journal.readline())
         for line in self._journal:
             if not line.endswith(b"\n"):
                 break
-            entry, place = Entry.parse(line, checksums), end
+            entry, offset = Entry.parse(line, checksums), end
             end += len(line)
             if entry is not None and not self.complete:
                 stop = _ABSENT if entry.offset is None else entry.offset + entry.size
@@ -90,17 +90,17 @@ class Spool:
             if entry is None:
                 self.damaged += 1
                 continue
-            row, key = len(places), _key(entry.path)
-            self._known.setdefault(key, row)
+            row, key = len(offsets), _key(entry.path)
+            self._earlier_rows.setdefault(key, row)
             if key in last:
                 self._following[last[key]] = row
             last[key] = row
             self._following.append(_ABSENT)
-            places.append(place)
+            offsets.append(offset)
             rows.append(entry.rows)
             sizes.append(entry.stamp.size)
             times.append(entry.stamp.mtime_ns)
-        self._listed = bytearray(len(places))
+        self._listed = bytearray(len(offsets))
         for file, size in ((self._journal, end), (self._values, values_end)):
             if file.seek(0, os.SEEK_END) != size:
                 file.truncate(size)
@@ -108,11 +108,11 @@ class Spool:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the complete output holds just the inputs recalled so far, in their order."""
-        return self.complete and array("q", (at for at in self._at if at != _ABSENT)) == self._earlier[0]
+        """Whether the output is complete and holds exactly the inputs recalled so far, in their order."""
+        return self.complete and array("q", (at for at in self._line_offsets if at != _ABSENT)) == self._earlier[0]
 
     def is_of(self, header: Header) -> bool:
-        """Whether the complete output, besides, tells of a run over the same inputs with the same failures."""
+        """Whether the output is :attr:`unchanged` and its run had the inputs and the failures of ``header``."""
         before = self._before
         return (
             self.unchanged and before is not None and (before.inputs, before.failed) == (header.inputs, header.failed)
@@ -121,16 +121,16 @@ class Spool:
     @property
     def earlier(self) -> int:
         """Inputs that earlier runs finished."""
-        return len(self._known)
+        return len(self._earlier_rows)
 
     def gone(self) -> Iterator[str]:
-        """Paths of inputs that earlier runs finished, and that :meth:`recall` was not asked for or did not find."""
-        for row in self._known.values():
+        """Paths of inputs that earlier runs finished and that this run does not list, or whose files are missing."""
+        for row in self._earlier_rows.values():
             if not self._listed[row]:
                 yield self._entry(self._earlier[0][row]).path
 
     def restore(self, header: Header, results: Iterable[Embedding]) -> None:
-        """Take the results of a complete output back, so that it can be continued: one for each journal line."""
+        """Copy the results of a complete output back, one for each journal line, so that it can be continued."""
         moved: dict[int, int] = {}
         temporary = rewritten(self.journal_path)
         with _open(temporary, keep=False) as journal:
@@ -148,27 +148,27 @@ class Spool:
         self._journal.close()
         self._journal = _open(self.journal_path, keep=True)
         self._journal.seek(0, os.SEEK_END)
-        for rows in (self._at, self._earlier[0]):
-            for i, at in enumerate(rows):
-                rows[i] = moved.get(at, at)
+        for offsets in (self._line_offsets, self._earlier[0]):
+            for i, offset in enumerate(offsets):
+                offsets[i] = moved.get(offset, offset)
         self.complete = False
 
     def recall(self, position: int, path: str, now: Stamp | None) -> bool:
-        """Whether an earlier run finished this input and it has not changed; if so it takes its place in the output.
+        """Whether an earlier run finished this input and its file is unchanged; if so, use that result at ``position``.
 
-        ``now`` is its stamp, with its content's hash where contents are compared; None where it is not there.
+        ``now`` is the file's stamp, with the SHA-256 if contents are compared; None if the file is missing.
         """
-        first = self._known.get(key := _key(path), _ABSENT)
+        first = self._earlier_rows.get(key := _key(path), _ABSENT)
         if first == _ABSENT or now is None:
             return False
         self._listed[first] = True
-        places, rows, sizes, times = self._earlier
+        offsets, rows, sizes, times = self._earlier
         row = self._next.get(key, first)
         while row != _ABSENT:
-            before = self._entry(places[row]).stamp if now.sha256 else Stamp(sizes[row], times[row])
+            before = self._entry(offsets[row]).stamp if now.sha256 else Stamp(sizes[row], times[row])
             following = self._following[row]
             if before.same(now):
-                self._place(position, places[row], rows[row])
+                self._set_line(position, offsets[row], rows[row])
                 if following != _ABSENT:
                     self._next[key] = following
                 return True
@@ -176,7 +176,7 @@ class Spool:
         return False
 
     def add(self, position: int, stamp: Stamp, embedding: Embedding) -> None:
-        """Record a finished input at its position in the output; :meth:`flush` makes it last."""
+        """Add a finished input at its position in the output; :meth:`flush` makes it durable."""
         entry = Entry.of(embedding, stamp, self.index(position), self._values.tell())
         self._write(embedding)
         self._lines.append((position, entry))
@@ -187,28 +187,28 @@ class Spool:
             self._values.write(_flat(embedding.logits).data)
 
     def flush(self) -> None:
-        """Bring everything added to the disk, the values before the lines that point to them."""
+        """Flush everything added to disk, the values before the journal's lines that point to them."""
         if not self._lines:
             return
         self._values.flush()
         os.fsync(self._values.fileno())
         for position, entry in self._lines:
-            self._place(position, self._journal.tell(), entry.rows)
+            self._set_line(position, self._journal.tell(), entry.rows)
             self._journal.write(entry.to_line())
         self._lines.clear()
         self._journal.flush()
         os.fsync(self._journal.fileno())
 
-    def _place(self, position: int, at: int, rows: int) -> None:
-        if position >= len(self._at):
-            self._at.extend([_ABSENT] * (position + 1 - len(self._at)))
-        self._at[position] = at
+    def _set_line(self, position: int, offset: int, rows: int) -> None:
+        if position >= len(self._line_offsets):
+            self._line_offsets.extend([_ABSENT] * (position + 1 - len(self._line_offsets)))
+        self._line_offsets[position] = offset
         self.count += 1
         self.rows += rows
 
-    def _entry(self, at: int) -> Entry:
+    def _entry(self, offset: int) -> Entry:
         here = self._journal.tell()
-        self._journal.seek(at)
+        self._journal.seek(offset)
         entry = Entry.parse(self._journal.readline(), checksums=False)
         self._journal.seek(here)
         if entry is None:
@@ -216,14 +216,14 @@ class Spool:
         return entry
 
     def index(self, position: int) -> int:
-        """The place among all shards' inputs of this shard's input at ``position``: shards take turns."""
+        """The index among all shards' inputs of this shard's input at ``position``: shards take turns."""
         return position * self._shard.count + self._shard.index - 1
 
     def entries(self) -> Iterator[Entry]:
-        """Finished inputs in the order of the inputs, numbered as they are now: earlier runs may have had others."""
-        for position, at in enumerate(self._at):
-            if at != _ABSENT:
-                yield dataclasses.replace(self._entry(at), index=self.index(position))
+        """Entries in the order of the inputs, with the indices of this run: earlier runs may have had other inputs."""
+        for position, offset in enumerate(self._line_offsets):
+            if offset != _ABSENT:
+                yield dataclasses.replace(self._entry(offset), index=self.index(position))
 
     def embeddings(self) -> Iterator[Embedding]:
         """Results in the order of the inputs."""
@@ -234,7 +234,7 @@ class Spool:
             yield entry.embedding(numbers[:end].reshape(entry.shape), logits)
 
     def _numbers(self, entry: Entry) -> Values:
-        """What stands in the values file for an entry, flat: its values, then its logits."""
+        """An entry's numbers in the values file, flat: its values, then its frame-level logits."""
         offset = entry.offset or 0
         if entry.size > _MAPPED_BYTES:
             return np.memmap(self.values_path, np.float32, "r", offset, (entry.size // 4,))
@@ -257,7 +257,7 @@ class Spool:
 
 
 def _open(path: Path, keep: bool) -> BinaryIO:
-    """Open a file of the run's own to read and write it, never through a link; begun anew unless it is kept."""
+    """Open one of the run's own files for reading and writing, never through a link; emptied unless ``keep``."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | (0 if keep else os.O_TRUNC)
     return cast(BinaryIO, open(os.open(path, flags, 0o666), "r+b"))
 

@@ -1,4 +1,4 @@
-"""What a run did so far: the figures of its progress and of its last line."""
+"""The counts and times of a run, for its progress and its summary line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ Stage = Literal["checking", "embedding", "writing"]
 
 @dataclass
 class Summary:
-    """Files embedded now and by earlier runs, failures, audio and padding in seconds.
+    """Counts of inputs, seconds of audio and of time, and samples with and without padding.
 
-    ``warned`` counts the embedded files with warnings; ``running_seconds`` is what is done of a long recording;
-    ``checked`` and ``written`` count inputs in the stages of their name.
+    ``embedded`` counts inputs of this run, ``recalled`` those that earlier runs finished, ``warned`` the embedded ones
+    with warnings, ``pruned`` dropped results, ``damaged`` damaged journal lines; ``running_seconds`` is what is done of
+    a long recording; ``checked`` and ``written`` count inputs in the stages of their name.
     """
 
     stage: Stage = "embedding"
@@ -43,7 +44,7 @@ class Summary:
 
     @property
     def done(self) -> int:
-        """Inputs that the present stage is through with."""
+        """Inputs that the present stage has finished."""
         return {"checking": self.checked, "embedding": self.results + self.failed, "writing": self.written}[self.stage]
 
     @property

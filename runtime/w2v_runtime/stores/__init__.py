@@ -1,4 +1,7 @@
-"""Where embeddings go: one small module a format, behind one protocol, chosen by the output's suffix.
+"""Stores write embeddings to an output and read them back: one module per format, chosen by the output's suffix.
+
+To add a store, write ``stores/FORMAT.py`` with a class that follows :class:`~w2v_runtime.stores.base.EmbeddingStore`
+and the functions of :class:`~w2v_runtime.stores.reading.Reader`, and name it in :mod:`w2v_runtime.stores.formats`.
 
 May import embedding (results), files and the rooms below them.
 """

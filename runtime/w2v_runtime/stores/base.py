@@ -1,4 +1,4 @@
-"""What every store shares: the layout of an output, the protocol, and what is kept of each input beside its vectors."""
+"""What every store shares: the layout of an output, the protocol of a store, each input's data beside its vectors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Layout:
 
     ``count`` is N, the inputs that were embedded; ``frames`` is ΣT over them, 0 at utterance level; ``dim`` is D.
     More than one entry of ``layers`` gives the vectors a layers axis. ``labels`` names the K columns of a head, and is
-    empty without one; with ``head_level`` ``frame``, each frame has such columns of its own. ``metadata`` describes
-    the run and is stored with the results.
+    empty without one; with ``head_level`` ``frame``, each frame has K logits of its own. ``metadata`` describes the run
+    and is stored with the results.
     """
 
     count: int
@@ -69,7 +69,7 @@ class Layout:
         return rows
 
     def logits_of(self, embedding: Embedding) -> npt.NDArray[np.float32]:
-        """The logits that belong to each row of one input: (rows, K), the same in all where a head gives (K,)."""
+        """The logits that belong to each row of one input: (rows, K); those of an utterance-level head are repeated."""
         rows = len(embedding.values) if self.level == "frame" else 1
         logits = np.empty(0) if embedding.logits is None else embedding.logits
         return np.broadcast_to(np.ascontiguousarray(logits, dtype="<f4"), (rows, len(self.labels)))
@@ -83,7 +83,7 @@ class Layout:
 
 
 class EmbeddingStore(Protocol):
-    """An output that is being written: every input once, in order, and nothing under its final name before commit."""
+    """An output that is being written: every input once, in order; it gets its final name at :meth:`commit`."""
 
     def write(self, embedding: Embedding) -> None:
         """Add one input.
@@ -107,10 +107,10 @@ class EmbeddingStore(Protocol):
 
 
 class Ledger:
-    """What a store remembers of each input: a few bytes each, never its vectors.
+    """Path, duration, logits, row offsets and warnings of each input written so far: a few bytes, never its vectors.
 
-    ``durations`` (N,) seconds; ``logits`` (N·K,), but none of those by frame; ``offsets`` (N+1,) rows, so that input i
-    has the rows ``offsets[i]:offsets[i + 1]``; ``warnings`` by path, only of inputs that have any.
+    ``durations`` (N,) are in seconds; ``logits`` (N·K,) are empty for a frame-level head; ``offsets`` (N+1,) count
+    rows, so that input i has the rows ``offsets[i]:offsets[i + 1]``; ``warnings`` are by path, of inputs that have any.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -122,7 +122,7 @@ class Ledger:
         self.warnings: dict[str, JSON] = {}
 
     def add(self, embedding: Embedding, rows: int) -> None:
-        """Remember an input that was written as ``rows`` rows."""
+        """Add an input that was written as ``rows`` rows."""
         self.paths.append(embedding.path)
         self.durations.append(embedding.duration)
         if embedding.logits is not None and not self._layout.logits_by_frame:
@@ -147,9 +147,9 @@ class Ledger:
 
     @property
     def frame_durations(self) -> list[JSON]:
-        """The inputs' durations, for a table of frames, whose rows end with the last frame; else none."""
+        """The inputs' durations in seconds at frame level, where a table's rows end before the input; else empty."""
         return list(self.durations) if self._layout.level == "frame" else []
 
     def metadata_text(self) -> str:
-        """The metadata as JSON, in ASCII so that names of any bytes survive every format."""
+        """The metadata as JSON, in ASCII so that paths of any bytes survive every format."""
         return json.dumps(self.metadata())

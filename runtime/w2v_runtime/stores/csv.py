@@ -1,10 +1,10 @@
-"""``.csv``: ``file,start,end``, the head's labels, ``f0 … f{D-1}``; a row an input, or a row a frame.
+"""``.csv``: ``file,start,end``, the head's labels, ``f0 … f{D-1}``; one row per input, or per frame at frame level.
 
-Several layers give a column to each layer and dimension, ``l{layer}_f{i}``. Times are seconds; an utterance runs from 0
-to its duration. A head that answers frame by frame has its own numbers in each row. A label's column bears its name,
-with ``~2`` where another column has that name already; the labels' columns are the K that follow ``end``. Numbers have
-the fewest digits that give the same float32. UTF-8, line feeds end rows, quotes where needed; a name that is not UTF-8
-is written as its own bytes, and reads back with ``errors="surrogateescape"``.
+With several layers there is a column for each layer and dimension, ``l{layer}_f{i}``. Times are seconds; an utterance
+runs from 0 to its duration. A frame-level head has its own logits in each row. A label's column has its name, with
+``~2`` where another column has that name already; the labels' columns are the K that follow ``end``. Numbers have the
+fewest digits that give the same float32. The file is UTF-8, line feeds end rows, fields are quoted where needed. A path
+that is not UTF-8 is written as its own bytes, and reads back with ``errors="surrogateescape"``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
 
-#: The columns before the labels'.
+#: The columns in front of those of the labels.
 _FIXED: Final = ("file", "start", "end")
 
 
@@ -66,13 +66,13 @@ def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
 
 
 def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
-    """The logits of each input, of a head that answers frame by frame."""
+    """The frame-level logits (T, K) of each input."""
     width = int(np.prod(vector_shape(read_metadata(path))))
     return cut(_blocks(path, slice(len(_FIXED), -width)), shapes)
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """What the table and the metadata beside it say of each input."""
+    """The record of each input, from the table and the metadata file beside it."""
     metadata = read_metadata(path)
     width = int(np.prod(vector_shape(metadata)))
     rows = (
@@ -98,7 +98,7 @@ def _quoted(text: str) -> str:
 
 
 def _blocks(path: Path, part: slice, vector: Shape = (-1,)) -> Iterator[Values]:
-    """A part of each row as numbers, block by block: (rows, *vector)."""
+    """The fields ``part`` of each row as numbers, block by block: (rows, *vector)."""
     rows = _rows(path)
     for first in rows:
         block = [first, *itertools.islice(rows, block_rows((len(first),)) - 1)]
@@ -106,7 +106,7 @@ def _blocks(path: Path, part: slice, vector: Shape = (-1,)) -> Iterator[Values]:
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
-    """The rows behind the header, each with as many fields as it."""
+    """The rows after the header; ValueError if one has another number of fields than the header."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.reader(_whole_lines(file), strict=True)
         columns = len(next(rows))
@@ -117,7 +117,7 @@ def _rows(path: Path) -> Iterator[list[str]]:
 
 
 def _whole_lines(file: Iterable[str]) -> Iterator[str]:
-    """The lines of a file; a last one without its end may be cut in the middle of a number."""
+    """The lines of a file; ValueError if the last has no line end, for it may be cut in the middle of a number."""
     line = ""
     for line in file:
         yield line

@@ -1,4 +1,8 @@
-"""The choice of a store: by the output's suffix, a folder, or standard output."""
+"""Chooses the store of an output by its suffix, and opens it for writing or reading.
+
+A new store is named here: in :data:`OutputFormat` and :data:`SUFFIXES`, in the functions that open it for writing and
+for reading, and with the package that it needs, if any.
+"""
 
 from __future__ import annotations
 
@@ -88,52 +92,52 @@ def read_values(path: Path, kind: OutputFormat, shapes: Iterable[Shape]) -> Iter
     """Read a committed output back: the float32 values of each input as they were written, in the output's order.
 
     ``shapes`` are those of the inputs' values: (D,) or (layers, D) of an utterance, (T, D) or (T, layers, D) of frames.
-    Nothing is certain of the values before the last is taken, which is when checksums and the end of the file are seen.
+    Damage may show only when the last value is taken: checksums and the end of the file are checked then.
 
     Raises:
         OutputError: the output is missing or damaged, or holds fewer or more inputs or rows than ``shapes``.
         OSError: it cannot be read.
     """
-    with _damage_named(path):
+    with _damage_as_output_error(path):
         yield from _reader(kind).read(path, shapes)
 
 
 def read_logits(path: Path, kind: OutputFormat, shapes: Iterable[Shape]) -> Iterator[Values]:
-    """Read the logits (T, K) of each input back likewise, from an output with a head that answers frame by frame.
+    """Read the frame-level logits (T, K) of each input back, as :func:`read_values` reads values.
 
     Raises:
-        OutputError: as above.
-        OSError: as above.
+        OutputError: as for :func:`read_values`.
+        OSError: as for :func:`read_values`.
     """
-    with _damage_named(path):
+    with _damage_as_output_error(path):
         yield from _reader(kind).read_logits(path, shapes)
 
 
 def read_records(path: Path, kind: OutputFormat) -> Iterator[Record]:
-    """What a committed output says of each of its inputs, in its order.
+    """Read the record of each input of a committed output, in the output's order.
 
     Raises:
         OutputError: the output is missing or damaged.
         OSError: it cannot be read.
     """
-    with _damage_named(path):
+    with _damage_as_output_error(path):
         yield from _reader(kind).read_records(path)
 
 
 def read_metadata(path: Path, kind: OutputFormat) -> Metadata:
-    """What a committed output says of itself.
+    """Read the metadata of a committed output.
 
     Raises:
         OutputError: the output is missing or damaged.
         OSError: it cannot be read.
     """
-    with _damage_named(path):
+    with _damage_as_output_error(path):
         return _reader(kind).read_metadata(path)
 
 
 @contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Turn what the formats' libraries raise over a damaged output, of many classes, into OutputError."""
+def _damage_as_output_error(path: Path) -> Iterator[None]:
+    """Turn the many exceptions that the formats' libraries raise for a damaged output into OutputError."""
     try:
         yield
     except (OutputError, MemoryError):

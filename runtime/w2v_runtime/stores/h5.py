@@ -1,11 +1,11 @@
 """``.h5``: ``paths``, ``durations``, vectors, a head's ``logits`` and ``logit_names``; ``metadata`` as an attribute.
 
-At utterance level one matrix: ``f["embeddings"][:]`` is (N, D). At frame level a dataset an input, named as the input:
-``f["frames/a/b.wav"][:]`` is (T, D); by position, ``f[f["datasets"][i]][:]`` belongs to ``f["paths"][i]``. A head's
-``logits`` are a matrix (N, K) at both levels; where it answers frame by frame, ``f["logits/a/b.wav"][:]`` is (T, K).
-Absolute inputs and inputs with ``..`` are named from the folder that holds them all
-(:func:`w2v_runtime.stores.tree.mirrored`). Several layers put a layers axis before D. Text is UTF-8; names that are not
-keep their bytes. h5py reads text as bytes, and ``os.fsdecode`` makes paths of them.
+At utterance level there is one matrix: ``f["embeddings"][:]`` is (N, D). At frame level there is one dataset per input,
+named like the input: ``f["frames/a/b.wav"][:]`` is (T, D); by position, ``f[f["datasets"][i]][:]`` belongs to
+``f["paths"][i]``. A head's ``logits`` are a matrix (N, K) at both levels; those of a frame-level head are one dataset
+per input, ``f["logits/a/b.wav"][:]`` of (T, K). If an input is absolute or has ``..``, all are named from the deepest
+folder that holds them all (:func:`w2v_runtime.stores.tree.mirrored`). Several layers put a layers axis before D. Text
+is UTF-8; paths that are not keep their bytes. h5py reads text as bytes, and ``os.fsdecode`` makes paths of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Hdf5Store:
         self._pending = pending
         self._layout = layout
         self._ledger = Ledger(layout)
-        self._disk = _Disk(pending.temporary)
+        self._disk = _DeferredErrorFile(pending.temporary)
         self._file = h5py.File(self._disk, "w")
         if layout.level == "frame":
             self._file.create_group(_FRAMES)
@@ -110,13 +110,13 @@ def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
 
 
 def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
-    """The logits of each input, of a head that answers frame by frame."""
+    """The frame-level logits (T, K) of each input."""
     with path.open("rb") as file, h5py.File(file, "r") as output:
         yield from _datasets(output, _LOGITS, shapes)
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """What the file says of each input beside its vectors."""
+    """The record of each input, from the datasets beside the vectors."""
     metadata = read_metadata(path)
     recorder = Recorder(metadata, metadata.get("warnings", {}))
     with path.open("rb") as file, h5py.File(file, "r") as output:
@@ -129,14 +129,14 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What the output says of itself."""
+    """The metadata of the output."""
     with path.open("rb") as file, h5py.File(file, "r") as output:
         metadata: Metadata = json.loads(output.attrs["metadata"])
     return metadata
 
 
 def _datasets(output: h5py.File, group: str, shapes: Iterable[Shape]) -> Iterator[Values]:
-    """Each input's dataset in a group whose names are those of the group of frames."""
+    """Each input's dataset in ``group``, whose names are those of the group of frames."""
     for name, shape in paired(_names(output["datasets"]), shapes):
         dataset = output[_bytes(group) + name.removeprefix(_bytes(_FRAMES))]
         check_array(dataset.dtype, dataset.shape, shape)
@@ -159,11 +159,11 @@ def _bytes(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-class _Disk(io.FileIO):
-    """A file whose write errors wait for :meth:`check`.
+class _DeferredErrorFile(io.FileIO):
+    """A file that keeps the error of a failed write until :meth:`check` raises it.
 
-    A write that fails under HDF5 crashes the whole process (seen with HDF5 2.0), so it is told that all went well, and
-    the store is told the error.
+    A write that raises under HDF5 crashes the whole process (seen with HDF5 2.0), so HDF5 is told that every write
+    succeeded, and the store calls :meth:`check` afterwards.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,11 +1,11 @@
-"""``.jsonl`` and standard output: one JSON object a line and an input.
+"""``.jsonl`` and standard output: one JSON object per input, each on a line of its own.
 
 ``file``, ``start``, ``end``, ``duration`` (seconds), ``logits`` by label, ``warnings`` if any, and ``embedding``: D
-numbers, or a list of them for each layer. At frame level ``embeddings`` holds such an entry a frame, and frame t runs
-from t·``step`` to t·``step`` + ``width`` seconds; of a head that answers frame by frame, ``logits`` hold a list of K
-numbers a frame, which ``logit_names`` names. Reads with ``pandas.read_json(path, lines=True)``. The lines are ASCII; a
-name that is not UTF-8 is escaped as Python's ``json`` does it, so that ``json.loads`` and ``os.fsencode`` give its
-bytes again (pandas 3 has no text that can hold such a name).
+numbers, or a list of them for each layer. At frame level ``embeddings`` holds one such entry per frame, and frame t
+runs from t·``step`` to t·``step`` + ``width`` seconds. For a frame-level head, ``logits`` holds a list of K numbers per
+frame, and ``logit_names`` their labels. Reads with ``pandas.read_json(path, lines=True)``. The lines are ASCII; a path
+that is not UTF-8 is escaped as Python's ``json`` does it, so that ``json.loads`` and ``os.fsencode`` give its bytes
+again (pandas 3 has no text that can hold such a path).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
 
-#: Where a line's vectors and its logits by frame begin; inside a string the quotes would be escaped.
+#: Where a line's vectors and its frame-level logits begin; inside a string the quotes would be escaped.
 _VECTORS: Final = re.compile(rb', "embeddings?": (?=\[)')
 _LOGITS: Final = re.compile(rb', "logits": (?=\[)')
 _NUMBERS: Final = re.compile(rb', "(?:embeddings?|logits)": (?=\[)')
-#: Where they end; a bracket inside of them has other brackets or another list after it.
+#: Where such a nested list ends; after a bracket inside it there is another bracket or another list.
 _END: Final = re.compile(rb'\](?=, "|\}\n)')
-#: Bytes in which any of these may begin at the end of one block, to go on in the next.
+#: Bytes at the end of a block in which a match of these patterns may begin that goes on in the next block.
 _OVERLAP: Final = 32
 
 
@@ -62,9 +62,9 @@ class JsonlStore:
 
 
 def write_lines(file: IO[str], layout: Layout, embeddings: Iterable[Embedding]) -> None:
-    """Write embeddings to a text stream, each line sent off as soon as its input is there.
+    """Write embeddings to a text stream, and flush each line as soon as its input is embedded.
 
-    ``layout.count`` and ``layout.frames`` play no part.
+    ``layout.count`` and ``layout.frames`` are not used.
 
     Raises:
         OSError: the stream's other end is closed, or its disk is full.
@@ -81,24 +81,24 @@ def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
 
 
 def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
-    """The logits of each input, of a head that answers frame by frame."""
+    """The frame-level logits (T, K) of each input."""
     return _read(path, _LOGITS, shapes)
 
 
 def _read(path: Path, beginning: re.Pattern[bytes], shapes: Iterable[Shape]) -> Iterator[Values]:
     with path.open("rb") as file:
-        for head, shape in paired(_heads(file), shapes):
-            yield _read_array(_list_text(file, head, beginning), shape)
+        for first, shape in paired(_first_blocks(file), shapes):
+            yield _read_array(_list_text(file, first, beginning), shape)
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """What each line says before its numbers."""
+    """The record of each input, from the fields of its line before the vectors."""
     recorder = Recorder(read_metadata(path), {})
     with path.open("rb") as file:
-        for head in _heads(file):
-            block = head
+        for first in _first_blocks(file):
+            block = first
             while (found := _NUMBERS.search(block)) is None:
-                block += _more(file, block)
+                block += _next_block(file, block)
             line = json.loads(block[: found.start()] + b"}")
             _skip(file, block)
             logits = line.get("logits", {}).values()
@@ -107,7 +107,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def described(layout: Layout, embedding: Embedding) -> dict[str, JSON]:
-    """All that is known of one input but its vectors and its logits by frame."""
+    """The JSON fields of one input, without its vectors and its frame-level logits."""
     record: dict[str, JSON] = {"file": embedding.path, "start": 0.0, "end": embedding.duration}
     record["duration"] = embedding.duration
     if layout.level == "frame":
@@ -138,7 +138,7 @@ def _write_line(file: IO[str], layout: Layout, embedding: Embedding) -> int:
 
 
 def _write_array(file: IO[str], values: npt.NDArray[np.float32]) -> None:
-    """Write nested lists piece by piece: the text of hours of frames would be many times their size."""
+    """Write an array as nested lists, piece by piece: the text of hours of frames is many times their size."""
     if values.ndim == 1:
         file.write("[" + joined(values, ", ") + "]")
         return
@@ -148,25 +148,27 @@ def _write_array(file: IO[str], values: npt.NDArray[np.float32]) -> None:
     file.write("]" if len(values) else "[]")
 
 
-def _heads(file: IO[bytes]) -> Iterator[bytes]:
-    """The first block of each line, while the reader takes the rest of the line from ``file``."""
+def _first_blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """The first block of each line; the caller reads the rest of the line from ``file`` before it asks for the next."""
     while block := file.readline(BLOCK_BYTES):
         yield block
 
 
-def _list_text(file: IO[bytes], head: bytes, beginning: re.Pattern[bytes]) -> Iterator[bytes]:
-    """The text of one nested list of a line, block by block, but for its last bracket; then the line's rest is skipped.
+def _list_text(file: IO[bytes], first: bytes, beginning: re.Pattern[bytes]) -> Iterator[bytes]:
+    """Yield the text of one nested list of a line, block by block, without its last bracket; then skip to the line end.
+
+    ``first`` is the line's first block, and ``beginning`` matches what stands in front of the list.
 
     Raises:
         ValueError: the line has no such list, or no end.
     """
-    block = head
+    block = first
     while (found := beginning.search(block)) is None:
-        block = block[-_OVERLAP:] + _more(file, block)
+        block = block[-_OVERLAP:] + _next_block(file, block)
     block = block[found.end() :]
     while (found := _END.search(block)) is None:
         yield block[:-_OVERLAP]
-        block = block[-_OVERLAP:] + _more(file, block)
+        block = block[-_OVERLAP:] + _next_block(file, block)
     yield block[: found.start()]
     _skip(file, block)
 
@@ -174,11 +176,11 @@ def _list_text(file: IO[bytes], head: bytes, beginning: re.Pattern[bytes]) -> It
 def _skip(file: IO[bytes], block: bytes) -> None:
     """Go on to the end of the line whose last block was ``block``."""
     while not block.endswith(b"\n"):
-        block = _more(file, block)
+        block = _next_block(file, block)
 
 
-def _more(file: IO[bytes], block: bytes) -> bytes:
-    """The block that follows in the same line."""
+def _next_block(file: IO[bytes], block: bytes) -> bytes:
+    """The block that follows ``block`` in the same line; ValueError if the line or the file ends there."""
     more = b"" if block.endswith(b"\n") else file.readline(BLOCK_BYTES)
     if not more:
         raise ValueError("a line is cut short")
@@ -186,7 +188,7 @@ def _more(file: IO[bytes], block: bytes) -> bytes:
 
 
 def _read_array(text: Iterable[bytes], shape: Shape) -> Values:
-    """Read nested lists block by block, for the reason that they are written piece by piece."""
+    """Read an array from nested lists, block by block: their whole text is many times the array's size."""
     values = np.empty(shape, np.float32)
     flat, filled, lists, rest = values.reshape(-1), 0, 0, b""
     for block in text:

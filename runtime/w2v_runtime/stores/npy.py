@@ -1,11 +1,11 @@
-"""A folder with one ``.npy`` an input that mirrors the inputs' tree: ``a/b.wav`` becomes ``a/b.wav.npy``.
+"""A folder with one ``.npy`` file per input, which mirrors the inputs' folders: ``a/b.wav`` becomes ``a/b.wav.npy``.
 
-An array is (D,) or (T, D) float32, with a layers axis before D for several layers. ``index.jsonl`` has a line an input,
-in input order: ``npy`` (the array's name inside the folder), and ``file``, ``duration``, ``logits``, ``warnings`` as in
-``.jsonl``. Where a head answers frame by frame, its logits are arrays (T, K) of the same names in the folder
-``logits``, ``logits_npy`` in the index; a folder of inputs that has this name itself becomes ``logits~``.
-``metadata.json`` describes the run. Absolute inputs and inputs with ``..`` are named from the folder that holds all
-inputs (:func:`w2v_runtime.stores.tree.mirrored`).
+An array is (D,) or (T, D) float32, with a layers axis before D for several layers. ``index.jsonl`` has one line per
+input, in input order: ``npy`` (the array's name inside the folder), and ``file``, ``duration``, ``logits``,
+``warnings`` as in ``.jsonl``. The logits of a frame-level head are arrays (T, K) of the same names in the folder
+``logits``, listed as ``logits_npy`` in the index; an input folder of that name becomes ``logits~``. ``metadata.json``
+describes the run. If an input is absolute or has ``..``, all are named from the deepest folder that holds them all
+(:func:`w2v_runtime.stores.tree.mirrored`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RESERVED: Final = frozenset({INDEX, METADATA, _STAGING})
 
 
 class NpyStore:
-    """Writes numbered arrays; their names need the folder that holds all inputs, which is known only at commit."""
+    """Writes numbered arrays, and names them at commit, when the folder that holds all inputs is known."""
 
     def __init__(self, pending: PendingFolder, layout: Layout) -> None:
         self._pending = pending
@@ -89,7 +89,7 @@ def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
 
 
 def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
-    """The logits of each input, of a head that answers frame by frame."""
+    """The frame-level logits (T, K) of each input."""
     return _read(path, _LOGITS_KEY, shapes)
 
 
@@ -100,7 +100,7 @@ def _read(path: Path, key: str, shapes: Iterable[Shape]) -> Iterator[Values]:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """What the index says of each input."""
+    """The record of each input, from the index."""
     recorder = Recorder(read_metadata(path), {})
     with (path / INDEX).open("rb") as index:
         for line in map(json.loads, index):
@@ -110,7 +110,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What the output says of itself."""
+    """The metadata of the output."""
     metadata: Metadata = json.loads((path / METADATA).read_bytes())
     return metadata
 

@@ -2,8 +2,8 @@
 
 Reads with ``numpy.load(path)``, no pickle. ``embeddings`` is (N, D) float32, (ΣT, D) at frame level, with a layers axis
 before D for several layers; the frames of input i are ``embeddings[frame_offsets[i]:frame_offsets[i + 1]]``. ``logits``
-is (N, K), or (ΣT, K) of a head that answers frame by frame, with the same offsets; ``logit_names`` names the columns.
-Names that are not UTF-8 stand in ``paths`` as ``os.fsdecode`` gives them, so ``os.fsencode`` returns their bytes.
+is (N, K), or (ΣT, K) of a frame-level head, with the same offsets; ``logit_names`` names the columns. Paths that are
+not UTF-8 are stored in ``paths`` as ``os.fsdecode`` gives them, so ``os.fsencode`` returns their bytes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
 
 
 def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
-    """The logits of each input, of a head that answers frame by frame; checksummed likewise."""
+    """The frame-level logits (T, K) of each input; the archive's checksum is checked with the last of them."""
     return _read(path, "logits", shapes)
 
 
@@ -69,7 +69,7 @@ def _read(path: Path, name: str, shapes: Iterable[Shape]) -> Iterator[Values]:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """What the arrays beside the vectors say of each input."""
+    """The record of each input, from the arrays beside the vectors."""
     metadata = read_metadata(path)
     recorder = Recorder(metadata, metadata.get("warnings", {}))
     with np.load(path, allow_pickle=False) as arrays:
@@ -82,7 +82,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What the output says of itself."""
+    """The metadata of the output."""
     with zipfile.ZipFile(path) as archive, archive.open("metadata.npy") as member:
         metadata: Metadata = json.loads(npy_format.read_array(member, allow_pickle=False).item())
     return metadata
@@ -91,7 +91,7 @@ def read_metadata(path: Path) -> Metadata:
 class NpzStore:
     """Streams the vectors into the archive's first member; all else follows at commit.
 
-    An archive takes one member at a time, so logits by frame wait in a file without a name, which needs no removal.
+    An archive takes one member at a time, so frame-level logits wait in a file without a name, which needs no removal.
     """
 
     def __init__(self, pending: PendingFile, layout: Layout) -> None:

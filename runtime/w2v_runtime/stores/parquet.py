@@ -1,12 +1,11 @@
-"""``.parquet``: ``file``, ``start``, ``end``, the head's labels, ``embedding``; a row an input, or a row a frame.
+"""``.parquet``: ``file``, ``start``, ``end``, the head's labels, ``embedding``; one row per input, or per frame.
 
-A head that answers frame by frame has its own numbers in each row. A label's column bears its name, with ``~2`` where
-another column has that name already; the labels' columns are all those between ``end`` and ``embedding``.
-``embedding`` is fixed_size_list<float32> of D; of layers · D for several layers, layer by layer, as ``layers`` and
-``dim`` of the metadata tell. The schema carries the metadata as JSON under ``b"w2v"``; what is known only at the end,
-the inputs' warnings by path and at frame level their durations, stands under ``b"w2v_warnings"`` and
-``b"w2v_durations"`` of the file's own key-value metadata. Text in Parquet must be UTF-8; names
-that are not are escaped, see :func:`file_text`.
+A frame-level head has its own logits in each row. A label's column has its name, with ``~2`` where another column has
+that name already; the labels' columns are all those between ``end`` and ``embedding``. ``embedding`` is
+fixed_size_list<float32> of D numbers; for several layers of layers · D, layer by layer (``layers`` and ``dim`` of the
+metadata). The schema holds the metadata as JSON under ``b"w2v"``. The inputs' warnings by path, and at frame level
+their durations, are known only at the end, so they are in the file's own key-value metadata, under ``b"w2v_warnings"``
+and ``b"w2v_durations"``. Text in Parquet must be UTF-8; paths that are not are escaped, see :func:`file_text`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ ROW_GROUP_BYTES: Final = 32 * 2**20
 
 _BEFORE_LABELS: Final = ("file", "start", "end")
 _VECTORS: Final = "embedding"
-#: The least that is read at a time of each of many columns, in bytes and in rows: each column costs much by itself.
+#: The least that is read at a time from each of many columns, in bytes and in rows: each read has a high fixed cost.
 _MIN_BUFFER_BYTES: Final = 4096
 _MIN_ROWS: Final = 256
 
@@ -57,7 +56,7 @@ def file_text(path: str) -> str:
 
 
 def path_of(text: str) -> str:
-    """The path that :func:`file_text` made Parquet text of."""
+    """The path that :func:`file_text` turned into ``text``."""
     return os.fsdecode(unquote_to_bytes(text.removeprefix(_URI))) if text.startswith(_URI) else text
 
 
@@ -111,7 +110,7 @@ class ParquetStore:
 
     def discard(self) -> None:
         self._pending.discard(self._writer, self._file)
-        # A writer whose close failed tries again, loudly, when it is collected.
+        # A writer whose close failed closes again when it is garbage-collected, and prints the error.
         self._writer.is_open = False
 
     def _write_row_group(self) -> None:
@@ -130,12 +129,12 @@ def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
 
 
 def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
-    """The logits of each input, of a head that answers frame by frame."""
+    """The frame-level logits (T, K) of each input."""
     return cut(_logits(path), shapes)
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """What the rows and the file's metadata say of each input."""
+    """The record of each input, from the rows and the file's metadata."""
     with path.open("rb") as file:
         schema, told = pq.read_schema(file), pq.read_metadata(file).metadata or {}
     labels = schema.names[len(_BEFORE_LABELS) : -1]
@@ -151,7 +150,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What the output says of itself, without the inputs' warnings."""
+    """The metadata of the output, without the inputs' warnings."""
     with path.open("rb") as file:
         return _metadata(pq.read_schema(file))
 
@@ -175,9 +174,9 @@ def _logits(path: Path) -> Iterator[Values]:
 
 
 def _batches(path: Path, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
-    """Some columns, block by block of so many rows.
+    """The named columns, in batches of ``rows`` rows.
 
-    There may be other columns too: Parquet takes a dot in a name for a path, so that ``a`` stands for ``a.b`` as well.
+    A batch may hold other columns too: Parquet takes a dot in a name for a path, so that ``a`` also selects ``a.b``.
     """
     # Without a buffer size, whole row groups would be read ahead.
     buffer = max(_MIN_BUFFER_BYTES, BLOCK_BYTES // len(columns))

@@ -15,13 +15,13 @@ from w2v_models.errors import OutputError
 from w2v_runtime.files.durable import replace, sync_file, sync_folder
 from w2v_runtime.files.exchange import exchange
 
-#: Names of what is not finished, or is being replaced, begin with a dot; they are this program's own.
+#: Suffixes of an unfinished output and of one that is being replaced; such names begin with a dot and are our own.
 TEMPORARY_SUFFIX: Final = ".w2v-tmp"
 REPLACED_SUFFIX: Final = ".w2v-old"
-#: Lists the arrays of a folder output, and so tells one from any other folder.
+#: This file lists the arrays of a folder output, and so distinguishes it from any other folder.
 INDEX: Final = "index.jsonl"
 METADATA: Final = "metadata.json"
-#: Under these keys the index names the arrays of an input.
+#: The keys under which the index names the arrays of an input.
 ARRAYS: Final = ("npy", "logits_npy")
 
 
@@ -30,10 +30,12 @@ class _Closable(Protocol):
 
 
 class PendingFile:
-    """A file on its way to ``path``; a link at that name is followed, so that its target is what gets replaced.
+    """A file that is written under a temporary name and renamed to ``path`` at commit.
+
+    A link at ``path`` is followed, so that its target is replaced.
 
     Raises:
-        OutputError: ``path`` exists and may not be overwritten, or its folder cannot take it.
+        OutputError: ``path`` exists and may not be overwritten, or its folder is missing or not writable.
     """
 
     def __init__(self, path: Path, overwrite: bool) -> None:
@@ -64,7 +66,7 @@ class PendingFile:
 
 
 class PendingFolder:
-    """A folder on its way to ``path``, which changes places with an earlier output there.
+    """A folder that is written under a temporary name; at commit it is exchanged with an earlier output at ``path``.
 
     Raises:
         OutputError: ``path`` is not free, or holds more than an earlier output that may be overwritten.
@@ -81,8 +83,8 @@ class PendingFolder:
     def commit(self) -> None:
         """Make the temporary folder durable and give it its name.
 
-        Of the folder that it replaces, only the arrays of the earlier output are removed; what came into it since it
-        was looked at stays, set aside.
+        The replaced folder is then removed, unless it holds anything that is not part of an earlier output, such as a
+        file that came into it since the check: then it stays, set aside under another name.
         """
         # One sync for all: an fsync each would take hours over millions of small files.
         if hasattr(os, "sync"):
@@ -119,7 +121,7 @@ def check_file(path: Path, overwrite: bool) -> None:
 def check_folder(path: Path, overwrite: bool) -> None:
     """Raise OutputError unless a folder may be written at ``path``: none there, an empty one, or an earlier output.
 
-    A folder is only ever overwritten when all in it is listed in its index, so that no other file can be lost.
+    A folder is overwritten only if its index lists everything in it, so that no other file can be lost.
     """
     _check_parent(path)
     if not os.path.lexists(path):
@@ -134,12 +136,12 @@ def check_folder(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(f"{path} is not empty; continue with --resume, replace it with --overwrite, or name another.")
-    if (stranger := _stranger(path)) is not None:
+    if (stranger := _foreign_path(path)) is not None:
         raise OutputError(f"{path} holds {stranger}, which is no part of an earlier output; name another folder.")
 
 
 def close_quietly(*files: _Closable) -> None:
-    """Close what is about to be thrown away; a full disk makes that fail in ways that no longer matter."""
+    """Close files that are about to be removed; errors, such as those of a full disk, no longer matter."""
     for file in files:
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             file.close()
@@ -152,8 +154,8 @@ def _check_parent(path: Path) -> None:
         raise OutputError(f"{path} cannot be written: no permission to write in the folder {path.parent}.")
 
 
-def _stranger(folder: Path) -> str | None:
-    """What is below ``folder`` and no part of an earlier output, or None. Links are strangers, wherever they lead."""
+def _foreign_path(folder: Path) -> str | None:
+    """The first path below ``folder`` that is not part of an earlier output, or None. A link is never part of one."""
     known = _listed(folder)
     for parent, folders, files in os.walk(folder):
         for name in files + [name for name in folders if os.path.islink(os.path.join(parent, name))]:
@@ -164,7 +166,7 @@ def _stranger(folder: Path) -> str | None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """The files of an output in a folder, by its index; none where the folder's metadata are not those of an output."""
+    """The files of an output folder, as its index lists them; empty if its metadata are not those of an output."""
     known = {METADATA, INDEX}
     try:
         if not is_metadata((folder / METADATA).read_bytes()):
@@ -178,10 +180,10 @@ def _listed(folder: Path) -> set[str]:
 
 
 def _remove_output(folder: Path) -> str | None:
-    """Remove an earlier output and its folder; what is no part of it stays, and the first such is returned."""
+    """Remove an earlier output and its folder. If that holds anything else, remove nothing and return that path."""
     if not folder.is_dir():
         return None
-    if (stranger := _stranger(folder)) is not None:
+    if (stranger := _foreign_path(folder)) is not None:
         return stranger
     for parent, _, files in os.walk(folder, topdown=False):
         for name in files:
@@ -192,7 +194,7 @@ def _remove_output(folder: Path) -> str | None:
 
 
 def is_metadata(content: bytes) -> bool:
-    """Whether the content of a ``.json`` file is what an output says of itself."""
+    """Whether the content of a ``.json`` file is the metadata of an output."""
     try:
         told = json.loads(content)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What the readers share: the values of each input, taken from a finished output of any format."""
+"""What the readers of all formats share: records of inputs, and blocks of rows cut into one array per input."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Values: TypeAlias = npt.NDArray[np.float32]
 #: A row of a table: file, start and end in seconds, the numbers of the head's columns.
 Row: TypeAlias = tuple[str, float, float, Sequence[float]]
 
-#: About as much of an output is in memory at a time; ``w2v-merge`` reads many outputs at once.
+#: About how many bytes of an output are read at a time; ``w2v-merge`` reads many outputs at once.
 BLOCK_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True)
 class Record:
-    """One input of a finished output as the output itself tells it: all but its vectors and its logits by frame.
+    """One input of a finished output, as the output itself describes it, without its vectors and frame-level logits.
 
-    ``shape`` is that of its values, ``logits_shape`` (T, K) that of its logits by frame; ``logits`` (K,) are those of
-    any other head. ``duration`` is in seconds.
+    ``shape`` is that of its values, ``logits_shape`` (T, K) that of its frame-level logits; ``logits`` (K,) are those
+    of an utterance-level head. ``duration`` is in seconds.
     """
 
     path: str
@@ -42,23 +42,23 @@ class Record:
 
 
 class Reader(Protocol):
-    """The module of a format, as far as reading goes; anything it raises means that the output is damaged."""
+    """The functions with which the module of a format reads an output; what they raise means that it is damaged."""
 
     def read(self, path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
         """The values of each input, in the output's order: one array for each of ``shapes``."""
 
     def read_logits(self, path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
-        """The logits (T, K) of each input likewise, of a head that answers frame by frame."""
+        """The frame-level logits (T, K) of each input, in the output's order: one array for each of ``shapes``."""
 
     def read_records(self, path: Path) -> Iterator[Record]:
-        """What the output says of each input, in its order."""
+        """The record of each input, in the output's order."""
 
     def read_metadata(self, path: Path) -> Metadata:
-        """What the output says of itself."""
+        """The metadata of the output."""
 
 
 class Recorder:
-    """Makes the records of an output from what its metadata say of all inputs and a format stores of each."""
+    """Builds the records of an output from its metadata and from what its format stores for each input."""
 
     def __init__(self, metadata: Metadata, warnings: Mapping[str, Sequence[str]]) -> None:
         self._vector = vector_shape(metadata)
@@ -68,7 +68,7 @@ class Recorder:
         self._warnings = warnings
 
     def record(self, path: str, duration: float, rows: int, logits: Iterable[float]) -> Record:
-        """The record of an input of so many rows; its logits count only where they are not those of frames."""
+        """The record of an input with ``rows`` rows; ``logits`` are ignored unless the head is utterance-level."""
         return Record(
             path,
             float(duration),
@@ -79,9 +79,9 @@ class Recorder:
         )
 
     def by_rows(self, rows: Iterable[Row], durations: Sequence[float] = ()) -> Iterator[Record]:
-        """The records of a table, in which an input's rows begin with the one that starts at 0.
+        """The records of a table; a row that starts at 0 seconds is the first row of an input.
 
-        ``durations`` are those of the inputs; an input that has none there lasts until the end of its last row.
+        ``durations`` are the inputs' in seconds; an input without one lasts until the end of its last row.
         """
         number, count = 0, 0
         last: Row = ("", 0.0, 0.0, ())
@@ -143,7 +143,7 @@ def cut(blocks: Iterable[Values], shapes: Iterable[Shape]) -> Iterator[Values]:
 
 
 def paired(items: Iterable[T], shapes: Iterable[Shape]) -> Iterator[tuple[T, Shape]]:
-    """Each input's item in an output beside its shape.
+    """Pair each input's item in an output with the input's shape.
 
     Raises:
         ValueError: there are more or fewer items than shapes.

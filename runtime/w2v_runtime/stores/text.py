@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from w2v_runtime.stores.base import Ledger, Metadata
 
-#: Under this name the metadata tell which text they belong to.
+#: The key in the metadata that says which text they belong to.
 _TEXT: Final = "text"
 _TAIL_BYTES: Final = 2**16
-#: Numbers of these magnitudes numpy writes without an exponent, as orjson does.
+#: Between these magnitudes numpy writes numbers without an exponent, as orjson does.
 _SMALLEST, _LARGEST = np.float32(1e-4), np.float32(1e6)
 #: The one magnitude of all float32 whose shortest decimal gives its neighbour when it is rounded to a double first, as
 #: most readers do.
@@ -48,8 +48,8 @@ def shortest(values: npt.NDArray[np.float32]) -> Iterator[str]:
 def joined(values: npt.NDArray[np.float32], separator: str) -> str:
     """The numbers of (n,), as :func:`shortest` writes them, with ``separator`` between them.
 
-    With orjson (the extra ``text``) in a tenth of the time; its text differs only in how exponents look, so numbers
-    that have one are written here.
+    orjson (the extra ``text``) takes a tenth of the time. Its text differs only in how exponents look, so numbers with
+    an exponent are always written by :func:`shortest`.
     """
     if _dumps is None:
         return separator.join(shortest(values))
@@ -63,14 +63,14 @@ def joined(values: npt.NDArray[np.float32], separator: str) -> str:
 
 
 def _plain(values: npt.NDArray[np.float32], separator: str) -> list[str]:
-    """The text of numbers without exponents, none for no number."""
+    """The text of numbers without exponents, as a list of one string; an empty list if there are no numbers."""
     if not len(values) or _dumps is None:
         return []
     return [_dumps(np.ascontiguousarray(values))[1:-1].decode("ascii").replace(",", separator)]
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What a text output says of itself, from the file beside it.
+    """The metadata of a text output, from the file beside it.
 
     Raises:
         ValueError: that file is damaged, or belongs to another text, as after a kill between the renames of the two.
@@ -83,17 +83,17 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def _described(file: BinaryIO) -> dict[str, int]:
-    """What tells a text from the one that it replaced: its bytes, and the CRC-32 of the last of them."""
+    """The size of a text in bytes and the CRC-32 of its end, which tell it from the text that it replaced."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _TAIL_BYTES))
     return {"bytes": size, "tail_crc32": zlib.crc32(file.read())}
 
 
 def check_metadata_file(path: Path) -> None:
-    """Refuse to put an output's metadata where anything else stands than the metadata of an earlier one.
+    """Refuse to write an output's metadata to ``path`` if a file there is not the metadata of an earlier output.
 
     Raises:
-        OutputError: with the file's name.
+        OutputError: there is such a file, or ``path`` cannot be written.
     """
     check_file(path, overwrite=True)
     if path.exists() and not is_metadata(path.read_bytes()):
@@ -108,7 +108,7 @@ def _sidecar(path: Path) -> Path:
 
 
 class TextOutput:
-    """A UTF-8 text file ``OUT`` and ``OUT.metadata.json``; names that are not UTF-8 keep their bytes.
+    """A UTF-8 text file ``OUT`` and ``OUT.metadata.json``; paths that are not UTF-8 keep their bytes.
 
     The metadata have a file of their own so that ``OUT`` holds nothing but rows. It is replaced just before ``OUT``,
     and tells which text it belongs to, so that a kill in between does not give old rows new metadata.

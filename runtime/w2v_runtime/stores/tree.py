@@ -1,4 +1,4 @@
-"""Names of results that mirror the inputs' folders, for outputs that hold an entry an input."""
+"""Names of results that mirror the inputs' folders, for outputs that hold one entry per input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def mirrored(paths: Sequence[str], suffix: str = "", reserved: Collection[str] =
 
     If any path is absolute or climbs with ``..``, all are named from the deepest folder that holds them all, so no name
     leaves the root. No two names are equal and none is another's folder: the later of two that would clash, such as
-    the same file given twice, gets ``~2``. Top folders never bear a ``reserved`` name.
+    the same file given twice, gets ``~2``. A top folder never has a ``reserved`` name.
     """
     places = [os.path.split(path) for path in paths]
     folders = _folders_below_root({folder for folder, _ in places}, reserved)
@@ -27,12 +27,12 @@ def mirrored(paths: Sequence[str], suffix: str = "", reserved: Collection[str] =
 
 
 def told_apart(names: Iterable[str], taken: Iterable[str], suffix: str = "") -> list[str]:
-    """The names in order, none twice and none of those ``taken``.
+    """Make names unique: the result, in the same order, has no name twice and none of those ``taken``.
 
-    A name stays as it is unless it is taken or stood earlier; then ``~2`` is added before its ``suffix``, or ``~3``.
+    A name that is taken or occurred earlier gets ``~2``, or the next free number, before its ``suffix``.
     """
     used, unique = set(taken), []
-    numbers: dict[str, int] = {}  # the last one tried of each name: none is tried twice
+    numbers: dict[str, int] = {}  # the last number tried for each name, so that none is tried twice
     for name in names:
         free = name
         while free in used:
@@ -61,7 +61,7 @@ def _folder_name(path: str, reserved: Collection[str]) -> str:
 
 
 def _shortened(part: str) -> str:
-    """A name that leaves room for a suffix: one too long keeps its beginning and gets a digest of the whole."""
+    """A name of at most :data:`MAX_NAME_BYTES`: one that is too long is cut and gets a digest of the whole."""
     data = os.fsencode(part)
     if len(data) <= MAX_NAME_BYTES:
         return part
