@@ -48,7 +48,7 @@ def run_record(header: Header) -> dict[str, Any]:
 class FinishedOutput:
     """A finished output. If its journal is damaged or gone, its inputs are known from the output itself.
 
-    ``journal_whole`` says that the journal is neither damaged nor gone. ``state`` changes when a run writes to the output.
+    ``journal_whole`` says that the journal is neither damaged nor gone; ``state`` changes when a run writes to it.
     """
 
     path: Path
