@@ -1,4 +1,4 @@
-"""The tables, the picture and the README's section from results/cpu.json.
+"""The tables, the picture, the section of docs/speed.md and the README's table from results/cpu.json.
 
 Without measuring again: ``python benchmarks/cpu_report.py``.
 """
@@ -19,9 +19,12 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-README = HERE.parent / "README.md"
+README, SPEED = HERE.parent / "README.md", HERE.parent / "docs" / "speed.md"
 BEGIN, END = "<!-- benchmarks/cpu.py writes this section -->", "<!-- end of the section -->"
 ROWS = {"10s": "10 s of audio, warm", "1s": "1 s of audio, warm", "corpus": "a corpus", "file": "one file"}
+#: What the README's table shows of that of the first model, and what it leaves out.
+SHOWN_PEERS = (BASELINE, "w2v-onnx cpu fp32", "w2v-onnx cpu int8", "w2v-onnx openvino bf16")
+HIDDEN_COLUMN = "1 s, warm"
 COMPILES = "not run: compiling costs more than it saves"
 MIB, GIGA = 2**20, 1e9
 
@@ -156,13 +159,13 @@ def wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def readme_section(results: Mapping[str, Any]) -> list[str]:
-    """The README's section: the picture, and a short table a model."""
+def speed_section(results: Mapping[str, Any]) -> list[str]:
+    """The section of docs/speed.md: the picture, and a table a model."""
     machine = results["machine"]
     lines = [
-        "## Performance",
+        "## On a processor",
         "",
-        "![how many times as fast as PyTorch, by engine and precision](benchmarks/results/cpu.svg)",
+        "![how many times as fast as PyTorch, by engine and precision](../benchmarks/results/cpu.svg)",
         "",
         *wrapped(
             "How many times as fast as the PyTorch recipe (transformers, fp32, SDPA; one file at a time), on the same "
@@ -170,20 +173,42 @@ def readme_section(results: Mapping[str, Any]) -> list[str]:
             "weights and audio; the recipe's own row has its seconds. Warm: one utterance in a process that runs "
             "already. Files: whole processes, from the "
             "first import to the stored vectors. Peak memory is that of the 3 s file, the cosine that of 10 s against "
-            "PyTorch fp32. [Seconds, spread, ceilings and versions](benchmarks/results/cpu.md), by "
+            "PyTorch fp32. [Seconds, spread, ceilings and versions](../benchmarks/results/cpu.md), by "
             f"`{results['command']}`."
         ),
         "",
     ]
     for short, result in results["models"].items():
         lines += [*summary_table(short, result, results["files"]), ""]
-    return lines + ON_GPU
+    details = "[First figures, and what is open](../benchmarks/README.md#on-a-gpu); `make bench-gpu` measures it all."
+    return [*lines, "## On a GPU", "", *wrapped(f"{ON_GPU} {details}")]
+
+
+def readme_table(results: Mapping[str, Any]) -> list[str]:
+    """The README's table: a few rows and columns of the first model, and the sentence on GPUs."""
+    machine, (short, result) = results["machine"], next(iter(results["models"].items()))
+    columns, *rows = summary(short, result, results["files"])
+    shown = [place for place, name in enumerate(columns) if name != HIDDEN_COLUMN]
+    lines = [[line[place] for place in shown] for line in (columns, *(row for row in rows if row[0] in SHOWN_PEERS))]
+    return [
+        *wrapped(
+            f"How many times as fast as the PyTorch recipe, whose own row has its seconds; {machine['processor']}. "
+            f"{ON_GPU}"
+        ),
+        "",
+        *markdown(lines),
+    ]
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, whose first line names its columns."""
+    columns, *rows = lines
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def summary_table(short: str, result: Mapping[str, Any], files: int) -> list[str]:
     """The summary in Markdown."""
-    columns, *rows = summary(short, result, files)
-    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return markdown(summary(short, result, files))
 
 
 def summary(short: str, result: Mapping[str, Any], files: int) -> list[list[str]]:
@@ -212,17 +237,14 @@ def short_cell(seconds: Mapping[str, Sequence[float]], peer: str) -> str:
     return f"{statistics.median(ratios(seconds, peer)):.1f} ×"
 
 
-ON_GPU = [
-    "### GPU",
-    "",
-    "On one H200, base in fp16 had 3.2 × the speed of transformers fp32 with one utterance of 10 s and 4.1 × with",
-    "eight, 2.1 × and 1.6 × that of transformers at its fastest (tf32), at a smallest frame cosine of 0.999996. [First",
-    "figures, and what is open](benchmarks/README.md#on-a-gpu); `make bench-gpu` measures it all.",
-]
+ON_GPU = (
+    "On one H200, base in fp16 had 3.2 × the speed of transformers fp32 with one utterance of 10 s and 4.1 × with "
+    "eight, 2.1 × and 1.6 × that of transformers at its fastest (tf32), at a smallest frame cosine of 0.999996."
+)
 
 
 def write(folder: Path) -> None:
-    """Write cpu.md and cpu.svg beside cpu.json; where that is the published one, the README's section too."""
+    """Write cpu.md and cpu.svg beside cpu.json; where that is the published one, the pages too."""
     import cpu_plot
 
     results = json.loads((folder / "cpu.json").read_text(encoding="utf-8"))
@@ -230,7 +252,7 @@ def write(folder: Path) -> None:
     (folder / "cpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     cpu_plot.draw(results, folder / "cpu.svg")
     if folder == RESULTS:
-        write_readme(README, readme_section(results))
+        write_pages(results)
     for short, result in results["models"].items():
         show(summary(short, result, results["files"]))
 
@@ -246,8 +268,14 @@ def show(lines: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
-def write_readme(path: Path, section: Sequence[str]) -> None:
-    """Put the section between its two marks."""
+def write_pages(results: Mapping[str, Any]) -> None:
+    """Put the section into docs/speed.md and the table into the README."""
+    write_section(SPEED, speed_section(results))
+    write_section(README, readme_table(results))
+
+
+def write_section(path: Path, section: Sequence[str]) -> None:
+    """Put a section between its two marks."""
     before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

@@ -82,14 +82,19 @@ def shape(variant: Variant) -> tuple[object, ...]:
     return variant.model_type, *sizes, variant.labels
 
 
-def readme_table(results: dict[str, dict[str, object]]) -> list[str]:
-    """The README's table: every checkpoint of the catalogue, by family and size, with the figure of one of them."""
-    measured = {shape(variant): results[variant.id] for variant in CATALOGUE if variant.id in results}
-    groups: dict[tuple[object, ...], list[Variant]] = {}
+def groups() -> dict[tuple[object, ...], list[Variant]]:
+    """The catalogue's checkpoints by what makes their figures the same."""
+    found: dict[tuple[object, ...], list[Variant]] = {}
     for variant in CATALOGUE:
-        groups.setdefault(shape(variant), []).append(variant)
+        found.setdefault(shape(variant), []).append(variant)
+    return found
+
+
+def models_table(results: dict[str, dict[str, object]]) -> list[str]:
+    """The table of docs/models.md: every checkpoint of the catalogue, by family and size, with the figure of one."""
+    measured = {shape(variant): results[variant.id] for variant in CATALOGUE if variant.id in results}
     lines = ["| family | checkpoints (licence) | layers × size | frames, pooled: max abs Δ |", "|---|---|---|---|"]
-    for key, variants in groups.items():
+    for key, variants in groups().items():
         names = "<br>".join(f"{variant.id} ({variant.licence})" for variant in variants)
         worst = measured[key]["worst"] if key in measured else None
         figure = f"{worst['frames']:.1e}, {worst['pooled']:.1e}" if worst else "not measured"
@@ -97,12 +102,25 @@ def readme_table(results: dict[str, dict[str, object]]) -> list[str]:
     return lines
 
 
-def write_readme(results: dict[str, dict[str, object]]) -> None:
-    """Put the table between its two marks in the README."""
-    path = HERE.parent / "README.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text("\n".join([before + BEGIN, "", *readme_table(results), "", END + after]), encoding="utf-8")
+def readme_table(results: dict[str, dict[str, object]]) -> list[str]:
+    """The README's table: a row a family, with the largest differences of its sizes that were measured."""
+    lines = ["| family | for example | sizes (layers × size) | frames, pooled: max abs Δ |", "|---|---|---|---|"]
+    for family in dict.fromkeys(variant.model_type for variant in CATALOGUE):
+        variants = [variant for variant in CATALOGUE if variant.model_type == family]
+        sizes = dict.fromkeys(f"{key[1]} × {key[2]}" for key in groups() if key[0] == family)
+        worst = [results[variant.id]["worst"] for variant in variants if variant.id in results]
+        frames, pooled = (f"{max(row[output] for row in worst):.1e}" for output in ("frames", "pooled"))
+        lines.append(f"| {family} | {variants[0].id} | {', '.join(sizes)} | {frames}, {pooled} |")
+    return lines
+
+
+def write_pages(results: dict[str, dict[str, object]]) -> None:
+    """Put the tables between their two marks in docs/models.md and in the README."""
+    root = HERE.parent
+    for path, table in ((root / "docs" / "models.md", models_table), (root / "README.md", readme_table)):
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        path.write_text("\n".join([before + BEGIN, "", *table(results), "", END + after]), encoding="utf-8")
 
 
 def main(models: list[str]) -> None:
@@ -121,8 +139,8 @@ def main(models: list[str]) -> None:
 
 
 def write_tables(results: dict[str, dict[str, object]]) -> None:
-    """Write results/models.md, and the table in the README."""
-    write_readme(results)
+    """Write results/models.md, and the tables in docs/models.md and in the README."""
+    write_pages(results)
     lines = ["# Models at their true size", "", "Made by `python benchmarks/models.py`. Seeded random weights.", ""]
     lines += [
         "max |Δ| against PyTorch over the parity cases, alone and batched (layers: relative to the largest value).",
