@@ -116,5 +116,11 @@ def _only_exported() -> Bundle:
             f"No model has been exported to {home()} yet. "
             "Export one with: w2v-export --model facebook/wav2vec2-base-960h"
         )
-    names = ", ".join(bundle.manifest.source.model for bundle in bundles)
+    names = ", ".join(map(_name, bundles))
     raise BundleError(f"Several models are exported ({names}); choose one with --model or W2V_MODEL.")
+
+
+def _name(bundle: Bundle) -> str:
+    """What finds a bundle with :func:`find`: its model, or its folder if that is not called after the model."""
+    model = bundle.manifest.source.model
+    return model if default_folder(model) == bundle.folder else str(bundle.folder)

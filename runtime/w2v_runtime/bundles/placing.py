@@ -162,6 +162,10 @@ def _current_folders() -> list[Path]:
 
 def _check_free(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that exists, unless ``overwrite`` is set and it is a bundle that may be replaced, or empty."""
+    for parent in folder.parents:
+        with contextlib.suppress(BundleError):
+            Bundle.open(parent)
+            raise OutputError(f"{folder} is inside the bundle {parent}; choose another --output.")
     if not os.path.lexists(folder):
         return
     if not overwrite:

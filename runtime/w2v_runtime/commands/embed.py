@@ -115,6 +115,8 @@ def embed(
             check_list(files_from)
         if [*(inputs or []), files_from].count(STANDARD_INPUT) > 1:
             raise RefusedError("standard input, -, is named twice, and can be read once.")
+        if output == "-" and terminal.was_closed("stdout"):
+            raise RefusedError("standard output is closed, so no results can be written to it; name an --output.")
         if resume and overwrite:
             raise RefusedError("--resume and --overwrite exclude each other.")
         if prune and not resume:
@@ -211,11 +213,12 @@ def _embed(options: RunOptions, engine: EngineOptions, sources: Sources, reads: 
         )
 
     if options.output.format == "stdout":
-        first_lines = sources.begun()
-        with sources.standard_input() as recording:
-            return stream(open_embedder(), first_lines, options, _tell, recording)
+        with _list_locked(options.output.failures):
+            first_lines = sources.begun()
+            with sources.standard_input() as recording:
+                return stream(open_embedder(), first_lines, options, _tell, recording)
     header = header_of(bundle, engine.precision, options)
-    with locked(options.output.path) as lock:
+    with locked(options.output.path) as lock, _list_locked(options.output.failures):
         check_earlier(options, header)
         inputs: Iterable[str] = sources.begun()
         if options.output.overwrite and exists(options.output.path) and not sources.piped:
@@ -224,6 +227,14 @@ def _embed(options: RunOptions, engine: EngineOptions, sources: Sources, reads: 
         shown_progress = shown(NAME, sources, options.shard, hidden=not told.progress)
         with sources.standard_input() as recording, shown_progress as progress:
             return run(open_embedder, inputs, options, header, written, progress, lock.check, recording)
+
+
+def _list_locked(failures: Path | None) -> contextlib.AbstractContextManager[object]:
+    """Hold the lock of a list of failures that ``--failures`` names: two runs would replace each other's."""
+    from w2v_runtime.files.lock import locked
+    from w2v_runtime.runs.failures import is_stream
+
+    return contextlib.nullcontext() if failures is None or is_stream(failures) else locked(failures)
 
 
 def _summary_line(summary: Summary, options: RunOptions, passed_over: int) -> str:
@@ -288,6 +299,8 @@ class Sources:
 
         if STANDARD_INPUT not in self._arguments:
             return contextlib.nullcontext()
+        if sys.stdin is None:
+            raise RefusedError("standard input is closed, so no recording can be read from it.")
         return spooled(sys.stdin.buffer)
 
     def total(self) -> int | None:

@@ -51,7 +51,8 @@ def merge(
             except OSError as error:
                 where = error.filename or f"while writing {path}"
                 raise StorageError(f"{where}: {error.strerror or error}. The parts are as they were.") from error
-        failed = f", {joined.failed} failed (see {beside(path, FAILURES_SUFFIX)})" if joined.failed else ""
+        where = f"see {beside(path, FAILURES_SUFFIX)}" if joined.listed else "listed where --failures said"
+        failed = f", {joined.failed} failed ({where})" if joined.failed else ""
         terminal.say(NAME, f"{joined.embedded} inputs from {len(parts)} parts{failed} → {path}")
     sys.exit(FINISHED_WITH_FAILURES if joined.failed else 0)
 

@@ -31,6 +31,7 @@ def main(app: typer.Typer, name: str) -> NoReturn:
     """
     import typer
 
+    _open_closed_streams()
     usage_error: Any = typer.BadParameter.__bases__[0]  # click's class, or that of typer's own copy of click
     try:
         code = app(prog_name=name, standalone_mode=False)
@@ -40,6 +41,32 @@ def main(app: typer.Typer, name: str) -> NoReturn:
         show(*told.getvalue().rstrip("\n").split("\n"), file=sys.stderr)
         code = error.exit_code
     sys.exit(code)
+
+
+#: Standard streams that whoever started the command had closed.
+_CLOSED = set[str]()
+
+
+def was_closed(name: str) -> bool:
+    """Whether ``stdin``, ``stdout`` or ``stderr`` was closed when the command began, as daemons close them."""
+    return name in _CLOSED
+
+
+def _open_closed_streams() -> None:
+    """Let closed standard streams lead nowhere: a file of ours would get their descriptor, and what libraries print."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        _CLOSED.add(name)
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+        if name != "stdin":
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process
 
 
 @contextlib.contextmanager

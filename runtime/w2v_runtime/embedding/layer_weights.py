@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -26,9 +27,11 @@ def read_weights(path: Path) -> tuple[float, ...]:
         RefusedError: the file cannot be read, or does not hold finite numbers.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-        weights = np.asarray(_numbers(path), dtype=np.float64).reshape(-1)
+        weights = np.asarray(_numbers(content, path.suffix), dtype=np.float64).reshape(-1)
     except OSError as error:
         raise RefusedError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, TypeError, EOFError) as error:
@@ -41,10 +44,10 @@ def read_weights(path: Path) -> tuple[float, ...]:
     return tuple(weights.tolist())
 
 
-def _numbers(path: Path) -> Any:
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
+def _numbers(content: bytes, suffix: str) -> Any:
+    if suffix == ".npy":
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    text = content.decode("utf-8")
+    if suffix == ".json":
         return json.loads(text)
     return [float(word) for word in text.replace(",", " ").split()]

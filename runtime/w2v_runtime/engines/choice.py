@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 from w2v_models.bundle import Bundle
 from w2v_models.errors import EngineError
@@ -14,6 +15,9 @@ from w2v_models.manifest import EMBEDDING
 from w2v_runtime.engines.base import AUTO, CPU, CUDA, OPENVINO, PRECISIONS, Engine, is_whole, option, stored_precision
 from w2v_runtime.engines.installed import check_installation, check_openvino, is_here
 from w2v_runtime.threads import processors
+
+#: More threads than any machine has processors for; each takes memory.
+MAX_THREADS: Final = 1024
 
 
 def open_engine(
@@ -31,8 +35,8 @@ def open_engine(
         EngineError: no engine is installed, several wheels of one overwrite each other, the device is not available in
             this precision, or ``threads`` is not a positive whole number.
     """
-    if threads is not None and not (is_whole(threads) and threads >= 1):
-        raise EngineError(f"threads (--threads) must be a whole number, at least 1, not {threads!r}.")
+    if threads is not None and not (is_whole(threads) and 1 <= threads <= MAX_THREADS):
+        raise EngineError(f"threads (--threads) must be a whole number from 1 to {MAX_THREADS}, not {threads!r}.")
     chosen, threads = choose_device(device, precision), int(threads or processors.available())
     engine: Engine
     if chosen == OPENVINO:

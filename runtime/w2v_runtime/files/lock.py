@@ -8,6 +8,7 @@ by its process, if that can be looked up on this host, else by its age. All name
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -25,6 +26,8 @@ _STALE_SECONDS: Final = 180.0
 _PIDS: Final = 2**31
 #: Start time of a process that exists but does not show when it started.
 _ALIVE: Final = "alive"
+#: What file systems without hard links answer.
+_NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 class Held:
@@ -121,9 +124,9 @@ def _create(path: Path, text: str) -> None:
     try:
         draft.write_text(text)
         os.link(draft, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
         with path.open("x") as file:
             file.write(text)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from w2v_runtime.files.outputs import (
     beside,
     exists,
     hidden,
+    resolved,
 )
 from w2v_runtime.runs.failures import check_failures, is_stream
 from w2v_runtime.runs.journal import DamagedJournalError, Header, adopt_earlier, earlier_journal
@@ -62,19 +64,24 @@ def is_unfinished(output: Path) -> bool:
 
 
 def earlier_header(options: RunOptions) -> Header | None:
-    """The header of the run to resume, from its journal or, if that is damaged, from the metadata of its output.
+    """The header of the run to resume, from its journal or, if that is damaged or gone, from its output's metadata.
 
-    Returns None where there is no journal.
+    Returns None if there is neither.
 
     Raises:
         OutputError: neither the journal nor the output describes the run.
     """
+    output, there = options.output, exists(options.output.path)
     try:
-        return Header.read(hidden(options.output.path, JOURNAL_SUFFIX))
+        header = Header.read(hidden(output.path, JOURNAL_SUFFIX))
     except DamagedJournalError:
-        if not exists(options.output.path):
+        if not there:
             raise
-        return FinishedOutput.open(options.output.path, options.output.format).header
+        return FinishedOutput.open(output.path, output.format).header
+    if header is None and there:
+        with contextlib.suppress(OutputError):  # an output of something else
+            return FinishedOutput.open(output.path, output.format).header
+    return header
 
 
 def _refuse_other(output: Path, earlier: Header, now: Header) -> None:
@@ -89,6 +96,12 @@ def _refuse_other(output: Path, earlier: Header, now: Header) -> None:
             f"{output} was begun by another run: {'; '.join(differences)}. "
             "Repeat that run's options, or start again with --overwrite."
         )
+
+
+def _is_own(failures: Path, output: Path) -> bool:
+    """Whether a list of failures would have one of the run's own names, or lie in the folder that is the output."""
+    listed, own = resolved(failures), hidden(output, ".w2v-")
+    return resolved(output) in listed.parents or (listed.parent == own.parent and listed.name.startswith(own.name))
 
 
 def written_files(options: RunOptions, reads: Iterable[Use]) -> Written:
@@ -108,6 +121,9 @@ def written_files(options: RunOptions, reads: Iterable[Use]) -> Written:
         uses.append(Use(beside(options.output.path, METADATA_SUFFIX), "the output's metadata"))
     if options.output.failures_path is not None and not is_stream(options.output.failures_path):
         uses.append(Use(options.output.failures_path, "the list of failures"))
+    failures = options.output.failures_path
+    if options.output.format != STDOUT and failures is not None and _is_own(failures, options.output.path):
+        raise OutputError(f"the list of failures {failures} is, or lies in, what the run writes; name another file.")
     written = Written(tuple(uses))
     written.refuse_reads(reads)
     if options.output.failures_path is not None:

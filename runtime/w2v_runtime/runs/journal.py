@@ -8,10 +8,12 @@ output the journal stays, for a later ``--resume``; its i-th entry is then the o
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -72,6 +74,8 @@ class Stamp:
         """
         if not content:
             return cls(status.st_size, status.st_mtime_ns)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
         with open(path, "rb") as file:
             return cls(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
 

@@ -43,6 +43,8 @@ def read_list(name: str, null: bool = False) -> Iterator[str]:
         RefusedError: the list cannot be read, is not a list of paths, or has another separator.
     """
     if name == "-":
+        if sys.stdin is None:
+            raise RefusedError("standard input is closed, so no list can be read from it.")
         yield from _paths(cast(io.BufferedReader, sys.stdin.buffer), "on standard input", null)
         return
     try:
@@ -57,11 +59,14 @@ def _paths(file: io.BufferedReader, name: str, null: bool) -> Iterator[str]:
     first, separator = b"", b"\0" if null else b"\n"
     while separator not in first and len(first) < _READ_BYTES and (more := next(blocks, b"")):
         first += more
+    if first.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise RefusedError(f"the list {name} is UTF-32; save it as UTF-8.")
     _check_separator(first, name, null)
-    blocks = chain([first], blocks)
     if null:
-        yield from map(os.fsdecode, _split(blocks, b"\0"))
+        paths = _split(chain([first.removeprefix(codecs.BOM_UTF8)], blocks), b"\0")
+        yield from map(os.fsdecode, paths)
         return
+    blocks = chain([first], blocks)
     if first.startswith(_UTF16) and b"\0" in first:
         blocks = _from_utf16(blocks, name)
     for number, line in enumerate(_split(blocks, b"\n")):

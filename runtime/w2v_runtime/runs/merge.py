@@ -12,7 +12,7 @@ import heapq
 import resource
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,10 +47,14 @@ _FILES_PER_PART: Final = 5
 
 @dataclass(frozen=True)
 class Joined:
-    """What was merged: the number of embedded inputs, and of inputs in the parts' lists of failures."""
+    """Inputs of all parts: those that are embedded, those that failed, and how many of these the joined list names.
+
+    A list that a run wrote elsewhere, with ``--failures``, is not joined.
+    """
 
     embedded: int
     failed: int
+    listed: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -137,18 +141,19 @@ def merge(
     with ExitStack() as stack:
         failures = PendingFile(beside(merged, FAILURES_SUFFIX), overwrite=True)
         stack.callback(failures.discard)
-        failed = _write_failures(parts, failures)
+        listed = _write_failures(parts, failures)
         _write_output(parts, layout, merged, kind, check)
         _check_unchanged(parts)
         # A list of failures is kept only where something failed, and never that of an output that was replaced.
         failures.path.unlink(missing_ok=True)
-        if failed:
+        if listed:
             failures.commit()
     entries = heapq.merge(*(part.output.entries() for part in parts), key=lambda entry: entry.index)
     write_journal(hidden(merged, JOURNAL_SUFFIX), header, entries)
     hidden(merged, VALUES_SUFFIX).unlink(missing_ok=True)
     drop_earlier(merged)
-    return Joined(layout.count, failed)
+    failed = listed if header.failed is None else len(header.failed)
+    return Joined(layout.count, failed, listed)
 
 
 def _refuse_output(outputs: Sequence[str], merged: Path, kind: OutputFormat, overwrite: bool) -> None:
@@ -293,11 +298,14 @@ def _in_order(part: Part) -> Iterator[Entry]:
 
 
 def _write_failures(parts: Sequence[Part], failures: PendingFile) -> int:
-    """Write the parts' lists of failures one after the other, and return how many lines there are."""
+    """Write the parts' lists of failures one after the other, and return the number of lines.
+
+    A part whose journal says that nothing failed has no list: what lies beside it is of an earlier run.
+    """
     count = 0
     with failures.create() as file:
         for part in sorted(parts, key=lambda part: part.shard.index):
-            for line in part.failures():
+            for line in part.failures() if part.header.failed != () else ():
                 file.write(line)
                 count += 1
     return count

@@ -79,6 +79,11 @@ class FinishedOutput:
             )
         metadata = read_metadata(path, kind)
         known = header is not None
+        if header is not None and metadata.get(RUN, run_record(header)) != run_record(header):
+            raise OutputError(
+                f"{path} is not the output that {journal} was written for, as when one of them was moved or copied "
+                "alone. Bring back the other, or write it again with w2v-embed --overwrite."
+            )
         if header is None:
             header = _header_in(metadata, path)
         whole = known and journal is not None and _is_whole(header, journal)
@@ -112,7 +117,7 @@ class FinishedOutput:
         Raises:
             OutputError: the output does not hold what its journal says.
         """
-        entries, of_values, of_logits = itertools.tee(self.entries(), 3)
+        entries, of_values, of_logits = itertools.tee(self._entries_of_the_output(), 3)
         first = next(self.entries(), None)
         values = read_values(self.path, self.kind, (entry.shape for entry in of_values))
         logits: Iterator[Values | None] = (
@@ -122,6 +127,23 @@ class FinishedOutput:
         )
         for entry, array, columns in zip(entries, values, logits, strict=True):
             yield entry, entry.embedding(array, columns)
+
+    def _entries_of_the_output(self) -> Iterator[Entry]:
+        """The entries, if the output's results belong to the same paths in the same order.
+
+        Raises:
+            OutputError: they do not, as where rows of a table were sorted.
+        """
+        records = read_records(self.path, self.kind)
+        for entry in self.entries():
+            record = next(records, None)
+            if record is None or record.path != entry.path:
+                there = "no further result" if record is None else f"the result of {record.path}"
+                raise OutputError(
+                    f"{self.path} holds {there} where its journal says {entry.path}: it was changed since it was "
+                    "written. Bring it back, or write it again with w2v-embed --overwrite."
+                )
+            yield entry
 
     def _rebuilt(self) -> Iterator[Entry]:
         """Entries from the output's records, with the stamps of the lines of the journal that are undamaged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import os
 import sys
@@ -29,6 +30,8 @@ from w2v_runtime.stores import EmbeddingStore, open_store, write_lines
 
 #: Failures whose reasons are shown on the terminal, not only listed in the file.
 _SHOWN_FAILURES: Final = 3
+#: What the system answers where there is no room, or none for this user.
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Inputs that are gone, of which an error message names at most this many.
 _NAMED_INPUTS: Final = 3
 
@@ -268,9 +271,10 @@ class _Run:
         try:
             yield
         except OSError as error:
+            mend = "make room" if error.errno in _FULL else "mend that"
             raise StorageError(
                 f"{error.filename or self._options.output.path} cannot be written: {error.strerror or error}. "
-                "What is finished is kept: make room and repeat the command with --resume."
+                f"What is finished is kept: {mend} and repeat the command with --resume."
             ) from error
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,8 +57,12 @@ class Spool:
         self._before = before = Header.read(self.journal_path) if resume else None
         self.complete = before is not None and before.finished
         if before is not None:
-            self._values = _open(self.values_path, keep=not self.complete)
-            self._journal = _open(self.journal_path, keep=True)
+            self._journal = _opened(self.journal_path)
+            try:
+                self._values = _created(self.values_path) if self.complete else _opened(self.values_path)
+            except BaseException:
+                self._journal.close()
+                raise
             try:
                 self._load(before.checksums)
             except BaseException:
@@ -65,11 +70,14 @@ class Spool:
                 raise
         else:
             # The journal comes first, so that a values file without a journal never belongs to a run.
-            self._journal = _open(self.journal_path, keep=False)
+            self.values_path.unlink(missing_ok=True)
+            temporary = rewritten(self.journal_path)
+            self._journal = _created(temporary)
             self._journal.write(dataclasses.replace(header, format=JOURNAL_FORMAT).to_line())
             self._journal.flush()
             os.fsync(self._journal.fileno())
-            self._values = _open(self.values_path, keep=False)
+            replace(temporary, self.journal_path)
+            self._values = _created(self.values_path)
             sync_folder(self.journal_path.parent)
 
     def _load(self, checksums: bool) -> None:
@@ -133,7 +141,7 @@ class Spool:
         """Copy the results of a complete output back, one for each journal line, so that it can be continued."""
         moved: dict[int, int] = {}
         temporary = rewritten(self.journal_path)
-        with _open(temporary, keep=False) as journal:
+        with _created(temporary) as journal:
             journal.write(header.to_line())
             for old, embedding in zip(self._earlier[0], results, strict=True):
                 entry = self._entry(old)
@@ -146,7 +154,7 @@ class Spool:
             os.fsync(journal.fileno())
         replace(temporary, self.journal_path)
         self._journal.close()
-        self._journal = _open(self.journal_path, keep=True)
+        self._journal = _opened(self.journal_path)
         self._journal.seek(0, os.SEEK_END)
         for offsets in (self._line_offsets, self._earlier[0]):
             for i, offset in enumerate(offsets):
@@ -256,10 +264,26 @@ class Spool:
             self._journal.close()
 
 
-def _open(path: Path, keep: bool) -> BinaryIO:
-    """Open one of the run's own files for reading and writing, never through a link; emptied unless ``keep``."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | (0 if keep else os.O_TRUNC)
+def _created(path: Path) -> BinaryIO:
+    """Create one of the run's own files, in place of any other: a hard link to that one, as in a backup, keeps it."""
+    path.unlink(missing_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     return cast(BinaryIO, open(os.open(path, flags, 0o666), "r+b"))
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open one of the run's own files to add to it, never through a link; a file with several names is copied first."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        copy = rewritten(path)
+        with _created(copy) as file, path.open("rb") as shared:
+            shutil.copyfileobj(shared, file)
+            file.flush()
+            os.fsync(file.fileno())
+        replace(copy, path)
+        return _opened(path)
+    return cast(BinaryIO, open(descriptor, "r+b"))
 
 
 def _key(path: str) -> int:

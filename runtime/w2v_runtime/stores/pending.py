@@ -57,6 +57,7 @@ class PendingFile:
         """Make the closed temporary file durable and give it its name."""
         sync_file(self.temporary)
         check_file(self.path, self._overwrite)
+        _keep_mode(self.path, self.temporary)
         replace(self.temporary, self.path)
 
     def discard(self, *files: _Closable) -> None:
@@ -95,6 +96,7 @@ class PendingFolder:
                 f"{replaced / stranger} was set aside when an output was replaced; move it to a safe place."
             )
         check_folder(self.path, self._overwrite)
+        _keep_mode(self.path, self.temporary)
         if self.path.is_dir():
             exchange(self.temporary, self.path, replaced)
             self.temporary.rename(replaced)
@@ -114,6 +116,8 @@ def check_file(path: Path, overwrite: bool) -> None:
     _check_parent(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file that can be written.")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is a device, a pipe or a socket, which an output would replace; name a file.")
     if os.path.lexists(path) and not overwrite:
         raise OutputError(f"{path} exists; continue with --resume, replace it with --overwrite, or name another.")
 
@@ -169,6 +173,8 @@ def _listed(folder: Path) -> set[str]:
     """The files of an output folder, as its index lists them; empty if its metadata are not those of an output."""
     known = {METADATA, INDEX}
     try:
+        if not (_is_file(folder / METADATA) and _is_file(folder / INDEX)):
+            return set()
         if not is_metadata((folder / METADATA).read_bytes()):
             return set()
         with (folder / INDEX).open("rb") as lines:
@@ -200,6 +206,12 @@ def is_metadata(content: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(told, dict) and told.keys() >= {"layers", "dim"}
+
+
+def _keep_mode(replaced: Path, replacement: Path) -> None:
+    """Give what replaces an output the access rights of what it replaces."""
+    with contextlib.suppress(FileNotFoundError):
+        replacement.chmod(stat.S_IMODE(replaced.stat().st_mode))
 
 
 def _is_file(path: Path) -> bool:

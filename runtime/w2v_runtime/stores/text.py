@@ -73,12 +73,16 @@ def read_metadata(path: Path) -> Metadata:
     """The metadata of a text output, from the file beside it.
 
     Raises:
-        ValueError: that file is damaged, or belongs to another text, as after a kill between the renames of the two.
+        ValueError: that file is damaged.
+        OutputError: it belongs to another text, as after a kill between the renames of the two.
     """
     metadata: Metadata = json.loads(_sidecar(path).read_bytes())
     with path.open("rb") as file:
         if metadata.pop(_TEXT, None) not in (None, _described(file)):
-            raise ValueError(f"{_sidecar(path)} is the metadata of another output; write it again with --overwrite")
+            raise OutputError(
+                f"{_sidecar(path)} is the metadata of another output than {path}, as after a kill while both were "
+                "replaced; write that again with --overwrite."
+            )
     return metadata
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 #: Bytes of one name that every file system takes, less what a suffix and a number may need.
 MAX_NAME_BYTES: Final = 224
+#: Bytes of a folder's name below the root; systems take paths of 4096 bytes in all.
+MAX_FOLDER_BYTES: Final = 2048
 
 
 def mirrored(paths: Sequence[str], suffix: str = "", reserved: Collection[str] = ()) -> list[str]:
@@ -57,7 +59,10 @@ def _folder_name(path: str, reserved: Collection[str]) -> str:
     if path == os.curdir:
         return ""
     first, *rest = map(_shortened, path.split(os.sep))
-    return "/".join([f"{first}~" if first in reserved else first, *rest, ""])
+    name = "/".join([f"{first}~" if first in reserved else first, *rest, ""])
+    if len(os.fsencode(name)) <= MAX_FOLDER_BYTES:
+        return name
+    return f"{first}~{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}/"
 
 
 def _shortened(part: str) -> str:
