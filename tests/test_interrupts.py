@@ -146,8 +146,11 @@ def members(group: int) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_stops_the_engine_within_seconds(bundles, long_corpus, tmp_path, number):
-    """Ctrl-C and SIGTERM in the middle of a long batch: exit 130 within 3 s, no process left, no lock."""
+def test_an_interrupt_ends_a_run_within_seconds(bundles, long_corpus, tmp_path, number):
+    """Ctrl-C and SIGTERM in the middle of a long run: exit 130 within 3 s, no process left, no lock.
+
+    That a batch in the engine is ended too, ``test_engine_runs.py`` shows.
+    """
     output = tmp_path / "out.npz"
     process = start(long_corpus, "-m", bundles("base"), "-o", output, "--batch-seconds", "300", "--threads", "1")
     wait_for(values_of(output).exists, process)

@@ -220,6 +220,30 @@ def test_the_slower_of_two_that_take_a_stale_lock_over_yields(tmp_path, monkeypa
     assert json.loads(path.read_text())["host"] == "faster"
 
 
+def test_a_stale_lock_is_removed_by_one_run_at_a_time(tmp_path):
+    """While another run is about to remove it, it is not touched; the claim of a run that was killed gives way."""
+    output = tmp_path / "out.npz"
+    path = write_lock(output, host="elsewhere", pid=1, started="1")
+    os.utime(path, (0, 0))
+    claim = path.with_name(f"{path.name}.claim")
+    claim.touch()
+    with pytest.raises(OutputError, match="is being taken by another run; try again"), locked(output):
+        pass
+    assert json.loads(path.read_text())["host"] == "elsewhere"
+    os.utime(claim, (0, 0))
+    with locked(output):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31, 10**30, True, "1"])
+def test_a_lock_with_an_impossible_process_is_stale(tmp_path, pid):
+    """A damaged lock of this machine names no process, so it gives way."""
+    write_lock(tmp_path / "out.npz", host=socket.gethostname(), pid=pid, started="1", namespace=lock._namespace())
+    with locked(tmp_path / "out.npz"):
+        pass
+
+
 def test_one_of_many_takes_a_stale_lock_over(tmp_path):
     """Processes that start together on an output with a stale lock: never two at a time."""
     code = f"""

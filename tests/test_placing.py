@@ -76,6 +76,13 @@ def test_another_programs_folder_is_not_replaced(bundles, tmp_path, manifest):
     assert (tmp_path / "mine" / "manifest.json").read_text() == manifest
 
 
+def test_a_place_within_a_bundle_is_refused(bundles, old):
+    """It would be a stranger in that bundle, which could then not be replaced any more."""
+    with pytest.raises(OutputError, match=f"is inside the bundle {old}"):
+        place(bundles("base"), old / "sub")
+    assert not (old / "sub").exists()
+
+
 def test_links_in_a_bundle_are_removed_and_never_followed(bundles, old, tmp_path):
     """A linked weights file, a linked folder and a linked manifest: what they point to stays, whatever it is."""
     away = tmp_path / "away"

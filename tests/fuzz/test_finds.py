@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -13,6 +14,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip("onnx")
 
@@ -79,6 +81,48 @@ def test_decoders_do_not_print_to_standard_output(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout in ("end\n", ""), done.stdout
     assert "Error" not in done.stdout
+
+
+def apev2_footer(size: int, flags: int = 0) -> bytes:
+    """A footer of an APE tag that says how long its tag is, in bytes."""
+    return b"APETAGEX" + struct.pack("<IIII", 2000, size, 0, flags) + bytes(8)
+
+
+def bare_mp3(frames: int = 8000) -> bytes:
+    """An MP3 without the frame that holds its frame count, so that its end is looked for."""
+    content = encoded("MP3", "MPEG_LAYER_III", frames=frames)
+    at = max(content.find(b"Xing"), content.find(b"Info"))
+    start = content.rindex(b"\xff", 0, at)
+    return content[content.index(content[start : start + 2], at) :]
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 2**32 - 1])
+def test_a_tag_that_says_it_is_empty_ends_the_search(size):
+    """Looking for the last tag took an APE footer of no bytes for one more tag, for ever."""
+    plain = read_audio(bare_mp3(), 16_000).samples
+    tagged = read_audio(bare_mp3() + apev2_footer(size), 16_000).samples
+    assert np.array_equal(tagged[: len(plain)], plain)
+
+
+def test_a_tag_behind_a_file_shorter_than_the_longest_tag():
+    """An ID3v1 tag was looked up 355 bytes before the end, also where the file has fewer."""
+    file = io.BytesIO()
+    options = {"compression_level": 0.99, "bitrate_mode": "CONSTANT"}
+    soundfile.write(file, np.zeros(2000), 24_000, "MPEG_LAYER_III", format="MP3", **options)
+    content = file.getvalue()
+    assert len(content) + 128 < 355
+    plain = read_audio(content, 24_000).samples
+    assert len(plain)
+    assert np.array_equal(read_audio(content + b"TAG" + bytes(125), 24_000).samples, plain)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+def test_a_cut_sample_dump_is_not_filled_up(subtype):
+    """libsndfile repeats the last packet for those that are missing; the whole dump is read as it is."""
+    content = encoded("SDS", subtype, frames=9000)
+    assert len(read_audio(content, 48_000).samples)
+    with pytest.raises(AudioError, match=r"truncated: the header declares \d+ bytes of samples, \d+ follow"):
+        read_audio(content[: len(content) * 6 // 10], 16_000)
 
 
 def test_gsm_that_declares_too_much_ends(tmp_path):

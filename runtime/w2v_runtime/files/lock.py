@@ -20,6 +20,8 @@ from typing import Any, Final
 from w2v_models.errors import OutputError, W2VError
 from w2v_runtime.files.outputs import LOCK_SUFFIX, hidden
 
+#: Times that a lock is asked for: it may be released, or removed as a stale one, while it is looked at.
+_ATTEMPTS: Final = 3
 _TOUCH_SECONDS: Final = 20.0
 _STALE_SECONDS: Final = 180.0
 #: Beyond every process id.
@@ -94,12 +96,14 @@ def locked(output: Path) -> Iterator[Held]:
 
 
 def _acquire(path: Path, output: Path, me: dict[str, Any]) -> None:
-    for _ in range(2):
+    for _ in range(_ATTEMPTS):
         try:
             _create(path, json.dumps(me))
             return
         except FileExistsError:
             holder = _holder(path)
+            if not os.path.lexists(path):
+                continue  # it was released meanwhile
             if not _is_stale(path, holder):
                 raise OutputError(
                     f"{output} is being written by process {holder.get('pid')} on {holder.get('host')}. "
@@ -134,28 +138,24 @@ def _create(path: Path, text: str) -> None:
 
 
 def _remove(path: Path, stale: dict[str, Any]) -> None:
-    """Remove a stale lock.
+    """Remove a stale lock, unless another run removes it at this moment or has taken it over already.
 
-    If two runs find the same stale lock, the slower one may move the other's new lock away: it moves that back. If a
-    third run has made its own lock by then, that one stays, and the other run finds that it lost its lock.
+    Whoever removes a lock that is not its own holds the claim meanwhile, a second file that only one process can
+    create, so the lock that is removed is the one that was judged. The claim of a killed process gives way by its age.
     """
-    aside = _unique_name(path)
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        if _holder(aside) == stale:
-            aside.unlink()
-        else:
-            _put_back(aside, path)
-
-
-def _put_back(aside: Path, path: Path) -> None:
+    claim = path.with_name(f"{path.name}.claim")
     try:
-        os.link(aside, path)
-        aside.unlink()
+        _create(claim, "")
     except FileExistsError:
-        aside.unlink()
-    except OSError:  # a file system without hard links
-        aside.rename(path)
+        with contextlib.suppress(FileNotFoundError):
+            if _age(claim) > _STALE_SECONDS:
+                claim.unlink()
+        return
+    try:
+        if _holder(path) == stale:
+            path.unlink(missing_ok=True)
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 def _holder(path: Path) -> dict[str, Any]:
@@ -172,12 +172,17 @@ def _is_stale(path: Path, holder: dict[str, Any]) -> bool:
     namespace = _namespace()
     if holder.get("host") == socket.gethostname() and namespace and holder.get("namespace") == namespace:
         pid = holder.get("pid")
-        started = _started(pid) if isinstance(pid, int) and 0 < pid < _PIDS else None
+        started = _started(pid) if type(pid) is int and 0 < pid < _PIDS else None
         return started is None or started not in (holder.get("started"), _ALIVE)
     try:
-        return _file_system_time(path) - path.stat().st_mtime > _STALE_SECONDS
+        return _age(path) > _STALE_SECONDS
     except FileNotFoundError:
         return True
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was last touched, by the clock of its file system."""
+    return _file_system_time(path) - path.stat().st_mtime
 
 
 def _file_system_time(path: Path) -> float:
