@@ -228,7 +228,7 @@ def test_the_model_is_found_by_id_environment_or_being_the_only_one(bundles, rec
     (home / "org--two").symlink_to(bundles("large"))
     done = run(*arguments, W2V_HOME=str(home))
     assert done.returncode == 2
-    assert "tiny-base, tiny-large" in done.stderr
+    assert f"({home}/org--one, {home}/org--two); choose one with --model" in done.stderr
 
 
 def test_lists_of_inputs(bundles, recordings, tmp_path):

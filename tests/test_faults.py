@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from commands import assert_same, embed, left_beside, results, values_of, write_corpus
+from commands import assert_same, embed, left_beside, results, write_corpus
 from conftest import speech
 from w2v_runtime import Embedder
 
@@ -69,15 +69,15 @@ def long_file(folder: Path, corpus: Path) -> Path:
     return folder / "003.wav"
 
 
-def test_a_fault_of_the_decoder_itself_stops_the_run_and_loses_nothing(bundles, corpus, uninterrupted, tmp_path):
-    """A decoding thread that ends in an error nobody foresaw: exit 1 with its name at once; --resume completes."""
+def test_a_fault_of_the_decoder_itself_costs_its_input(bundles, corpus, uninterrupted, tmp_path):
+    """An error that nobody foresaw in a decoding thread: that input fails with its name; --resume completes."""
     output = tmp_path / "out.npz"
     before = f"{WHILE_READING}\ndef strike(): raise ZeroDivisionError('in the decoder')\n"
     code, errors = embed(corpus, "-m", bundles("base"), "-o", output, "--batch-seconds", 1, before=before)
-    assert code == 1
-    assert "ZeroDivisionError: in the decoder" in errors
-    assert not output.exists()
-    assert values_of(output).exists()
+    assert code == 3, errors
+    assert {tuple(failure) for failure in failures(output).values()} == {
+        ("read", "unexpected ZeroDivisionError: in the decoder")
+    }
     assert embed(corpus, "-m", bundles("base"), "-o", output, "--resume")[0] == 0
     assert_same(output, uninterrupted)
     assert left_beside(output) == [".out.npz.w2v-journal", "out.npz"]
