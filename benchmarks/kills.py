@@ -28,7 +28,7 @@ from seeded import lognormal, prepare, write_recordings
 
 from w2v_runtime.files.outputs import JOURNAL_SUFFIX, hidden
 
-FILES, KILLS, BATCH_SECONDS = 300, 25, 16
+FILES, KILLS, BATCH_SECONDS = 300, 25, 8
 
 #: Runs the command, and appends the names of each batch that left the engine to the file named first. Every batch is
 #: held back a little, so that the run is long enough to be hit at many different moments.
@@ -78,9 +78,10 @@ def measure(work: Path, chance: random.Random) -> dict[str, Any]:
     run(command(W2V_EMBED, *options, "-o", whole))
     words = [sys.executable, "-c", _LOGGED, *map(str, (log, *options, "-o", output, "--resume"))]
 
-    # The first kill falls into the start of the process; the others are spread over the files, and over the batch.
+    # The first kill falls into the start of the process; the others are spread over the files, and over the batch, and
+    # leave files enough for the last run not to end before its kill.
     kill_once(words, output, 0, chance.uniform(0.05, 0.5))
-    goals, lost = sorted(chance.randrange(FILES - FILES // KILLS) for _ in range(KILLS - 1)), 0
+    goals, lost = sorted(chance.randrange(FILES * 3 // 4) for _ in range(KILLS - 1)), 0
     for goal in goals:
         before = recorded(output)
         kill_once(words, output, max(goal, len(before) + 1), chance.uniform(0, 0.4))
