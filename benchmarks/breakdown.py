@@ -1,6 +1,6 @@
 """Where a warm forward pass spends its time on the processor. Printed, and written to results/breakdown.{json,md}.
 
-    python benchmarks/breakdown.py      # base and large, about two minutes on two cores once cpu.py has exported them
+    python benchmarks/breakdown.py      # base and large, about two minutes on two cores once they are exported
 
 The first table sums ONNX Runtime's own profile by kind of kernel, for one utterance of 10 s. The second times what
 OpenVINO would gain from its compiled graph on disk.
@@ -8,31 +8,28 @@ OpenVINO would gain from its compiled graph on disk.
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import seeded
-from ceilings import conv_lengths, operations, product_operations
-from cpu import MODELS, set_environment
-from machine import summary
-from workers import Worker
+import report
+from ceilings import arithmetic
+from peers import BUNDLE, RATE
+from processes import call
+from report import GIGA, MIB
+from seeded import MODELS, prepare
 
 from w2v_export.signals import speech_like
 from w2v_models import Bundle
-from w2v_models.manifest import EMBEDDING, LENGTHS, WAVEFORM, Architecture
+from w2v_models.manifest import EMBEDDING, LENGTHS, WAVEFORM
 from w2v_runtime.threads.processors import available
 
-RESULTS = Path(__file__).resolve().parent / "results"
-RATE, SECONDS, FIRST_SECONDS = 16000, 10, 3
-RUNS, REPEATS = 12, 3
+SECONDS, FIRST_SECONDS, RUNS, REPEATS = 10, 3, 12, 3
 PRODUCTS, ATTENTION, CONVOLUTIONS, OUTSIDE = "products with weights", "attention", "convolutions", "outside kernels"
 #: The kernels of ONNX Runtime in each row of the table; those of no row are the last row's.
 KERNELS = {
@@ -46,243 +43,170 @@ KERNELS = {
     "layout": ("Slice", "Pad", "Concat", "Transpose", "Reshape"),
     "all other kernels": (),
 }
-OTHER = list(KERNELS)[-1]
-PRECISIONS = ("fp32", "int8")
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+ROW_OF = {kernel: row for row, kernels in KERNELS.items() for kernel in kernels}
 
 
-class Profile:
-    """A model opened as ``w2v-embed`` opens it, and with ONNX Runtime's profile."""
+def feeds(seconds: int) -> dict[str, np.ndarray]:
+    """One utterance."""
+    waveform = speech_like(seconds * RATE, RATE)[None]
+    return {WAVEFORM: waveform, LENGTHS: np.array([waveform.shape[1]], np.int64)}
 
-    def __init__(self, bundle: Path, precision: str) -> None:
-        import onnxruntime
 
-        from w2v_runtime.engines.choice import open_engine
+def profile(bundle: Path, precision: str) -> tuple[float, dict[str, float]]:
+    """Seconds of a forward pass and of each row of :data:`KERNELS` in it: medians of the faster half of runs.
 
-        class Profiled(onnxruntime.SessionOptions):  # type: ignore[misc]
-            def __init__(self) -> None:
-                super().__init__()
-                self.enable_profiling = True
-                self.profile_file_prefix = str(Path(tempfile.mkdtemp()) / "profile")
+    The model is opened as ``w2v-embed`` opens it, but with ONNX Runtime's profile.
+    """
+    import onnxruntime
 
+    from w2v_runtime.engines.choice import open_engine
+
+    class Profiled(onnxruntime.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enable_profiling, self.profile_file_prefix = True, f"{place}/profile"
+
+    with tempfile.TemporaryDirectory() as place:
         onnxruntime.SessionOptions = Profiled
-        self._engine: Any = open_engine(Bundle.open(bundle), "cpu", precision, available())
-
-    def measure(self) -> tuple[float, dict[str, float]]:
-        """Seconds of a forward pass and of each row of :data:`KERNELS` in it: medians of the faster half of runs."""
-        waveform = speech_like(SECONDS * RATE, RATE)[None]
-        feeds = {WAVEFORM: waveform, LENGTHS: np.array([waveform.shape[1]], np.int64)}
+        engine: Any = open_engine(Bundle.open(bundle), "cpu", precision, available())
+        audio = feeds(SECONDS)
         for _ in range(RUNS):
-            self._engine.run(feeds, [EMBEDDING])
-        path = Path(self._engine._sessions.get((EMBEDDING,), "graph").session.end_profiling())
-        events = json.loads(path.read_text())
-        path.unlink()
-        runs = sorted((event for event in events if event["name"] == "model_run"), key=lambda event: event["dur"])
-        runs = runs[: RUNS // 2]
-        kernels = _kernels([event for event in events if _is_kernel(event)], runs)
-        return statistics.median(run["dur"] for run in runs) / 1e6, kernels
-
-
-def _is_kernel(event: dict[str, Any]) -> bool:
-    return event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-
-
-def _kernels(events: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, float]:
-    """The median over runs of the seconds of each row."""
-    rows = {kernel: row for row, kernels in KERNELS.items() for kernel in kernels}
-    totals: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(runs))
-    for i, run in enumerate(runs):
+            engine.run(audio, [EMBEDDING])
+        events = json.loads(Path(engine._sessions.get((EMBEDDING,), "graph").session.end_profiling()).read_text())
+    runs = sorted((event for event in events if event["name"] == "model_run"), key=lambda event: event["dur"])
+    totals = {row: [0.0] * (RUNS // 2) for row in KERNELS}
+    for i, run in enumerate(runs[: RUNS // 2]):
         for event in events:
-            if run["ts"] <= event["ts"] < run["ts"] + run["dur"]:
-                totals[rows.get(event["args"]["op_name"], OTHER)][i] += event["dur"] / 1e6
-    return {row: statistics.median(totals[row]) for row in KERNELS if row in totals}
-
-
-class Opening:
-    """What opens a bundle's graph in OpenVINO: compiled anew as the engine does it, or its compiled form on disk."""
-
-    def __init__(self, bundle: Path, hint: str, blob: Path) -> None:
-        self._graph, self._blob = bundle / "onnx" / "model.onnx", blob
-        self._options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": available()}
-        self._options |= {"PERFORMANCE_HINT": "LATENCY"}
-
-    def compile(self) -> tuple[float, float]:
-        """Seconds of compiling the graph, and of the first run."""
-        from w2v_runtime.engines.openvino import load
-        from w2v_runtime.engines.openvino_graph import read_graph
-
-        openvino = load()
-        return self._timed(
-            lambda core: core.compile_model(read_graph(openvino, self._graph, (EMBEDDING,)), "CPU", self._options)
-        )
-
-    def load(self) -> tuple[float, float]:
-        """Seconds of opening the compiled graph as memory mapped from disk, and of the first run."""
-        from w2v_runtime.engines.openvino import load
-
-        openvino = load()
-        mapped = np.memmap(self._blob, np.uint8, "c")
-        tensor = openvino.Tensor(mapped, shared_memory=True)
-        return self._timed(lambda core: core.import_model(tensor, "CPU", self._options))
-
-    def write(self) -> tuple[float, int]:
-        """Compile the graph and write it: seconds of the writing, and bytes."""
-        from w2v_runtime.engines.openvino import load
-        from w2v_runtime.engines.openvino_graph import read_graph
-
-        openvino = load()
-        graph = read_graph(openvino, self._graph, (EMBEDDING,))
-        compiled = openvino.Core().compile_model(graph, "CPU", self._options)
-        start = time.perf_counter()
-        self._blob.write_bytes(compiled.export_model().getbuffer())
-        return time.perf_counter() - start, self._blob.stat().st_size
-
-    def _timed(self, open_graph: Callable[[Any], Any]) -> tuple[float, float]:
-        from w2v_runtime.engines.openvino import load
-
-        samples = FIRST_SECONDS * RATE
-        feeds = {WAVEFORM: speech_like(samples, RATE)[None], LENGTHS: np.array([samples], np.int64)}
-        start = time.perf_counter()
-        compiled = open_graph(load().Core())
-        opened = time.perf_counter()
-        request = compiled.create_infer_request()
-        request.infer({value.any_name: feeds[value.any_name] for value in compiled.inputs})
-        return opened - start, time.perf_counter() - opened
+            kernel = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+            if kernel and run["ts"] <= event["ts"] < run["ts"] + run["dur"]:
+                totals[ROW_OF.get(event["args"]["op_name"], "all other kernels")][i] += event["dur"] / 1e6
+    wall = statistics.median(run["dur"] for run in runs[: RUNS // 2]) / 1e6
+    return wall, {row: statistics.median(seconds) for row, seconds in totals.items()}
 
 
 def measure_kernels(bundle: Path) -> dict[str, Any]:
-    """The first table's columns of a model, by precision: the fastest of processes that take turns."""
-    found: dict[str, list[tuple[float, dict[str, float]]]] = {precision: [] for precision in PRECISIONS}
-    for _ in range(REPEATS):
-        for precision, answers in found.items():
-            with Worker(Profile, bundle, precision) as worker:
-                answers.append(worker.ask("measure"))
-            print(f"{bundle.parent.name} {precision}: {answers[-1][0]:.3f} s", flush=True)
-    architecture, columns = Bundle.open(bundle).manifest.architecture, {}
-    for precision, answers in found.items():
-        wall, kernels = min(answers, key=lambda answer: answer[0])
-        columns[precision] = {"seconds": wall, "kernels": kernels, "operations": _operations(architecture, precision)}
-    return columns
-
-
-def _operations(architecture: Architecture, precision: str) -> dict[str, int]:
-    """Additions and multiplications of three rows; see :func:`ceilings.operations`.
+    """The first table's columns of a model, by precision: the median of processes that take turns, and their range.
 
     The first convolution is a product in both precisions, the others of the front end in int8 only.
     """
-    samples, conv = SECONDS * RATE, architecture.conv
-    first, *_, frames = lengths = conv_lengths(architecture, samples)
-    front_end = sum(
-        2 * lengths[i] * conv.kernels[i] * conv.channels[i - 1] * conv.channels[i] for i in range(1, len(lengths))
-    )
-    attention = architecture.layers * 4 * frames * frames * architecture.hidden_size
-    products = product_operations(architecture, samples) + 2 * first * conv.kernels[0] * conv.channels[0]
-    positional = operations(architecture, samples) - products - attention
-    moved = 0 if precision == "int8" else front_end
-    return {PRODUCTS: products - moved, CONVOLUTIONS: positional + moved, ATTENTION: attention}
+    answers: dict[str, list[tuple[float, dict[str, float]]]] = {"fp32": [], "int8": []}
+    for _ in range(REPEATS):
+        for precision, found in answers.items():
+            found.append(call(profile, bundle, precision))
+    parts, columns = arithmetic(Bundle.open(bundle).manifest.architecture, SECONDS * RATE), {}
+    for precision, found in answers.items():
+        moved = parts["front end"] if precision == "int8" else 0
+        operations = {
+            PRODUCTS: parts["linear"] + parts["first convolution"] + moved,
+            CONVOLUTIONS: parts["positional convolution"] + parts["front end"] - moved,
+            ATTENTION: parts["attention"],
+        }
+        middle, kernels = sorted(found, key=lambda answer: answer[0])[REPEATS // 2]
+        rounds = [seconds for seconds, _ in found]
+        columns[precision] = {"seconds": middle, "rounds": rounds, "kernels": kernels, "operations": operations}
+    return columns
+
+
+def opening(bundle: Path, precision: str, blob: Path, anew: bool) -> tuple[float, float, float]:
+    """Open a graph in OpenVINO, compiled anew as the engine does it, and then written, or mapped from where it was.
+
+    Seconds of opening it, of its first run, and of writing it.
+    """
+    from w2v_runtime.engines.openvino import OpenVINOEngine
+    from w2v_runtime.engines.openvino_graph import read_graph
+
+    engine: Any = OpenVINOEngine(Bundle.open(bundle), precision, available())
+    openvino, audio, start = engine._openvino, feeds(FIRST_SECONDS), time.perf_counter()
+    if anew:
+        graph = read_graph(openvino, bundle / "onnx" / "model.onnx", (EMBEDDING,))
+        compiled = openvino.Core().compile_model(graph, "CPU", engine._options)
+    else:
+        tensor = openvino.Tensor(np.memmap(blob, np.uint8, "c"), shared_memory=True)
+        compiled = openvino.Core().import_model(tensor, "CPU", engine._options)
+    opened = time.perf_counter()
+    compiled.create_infer_request().infer({value.any_name: audio[value.any_name] for value in compiled.inputs})
+    ran = time.perf_counter()
+    if anew:
+        blob.write_bytes(compiled.export_model().getbuffer())
+    return opened - start, ran - opened, time.perf_counter() - ran
 
 
 def measure_openings(bundle: Path) -> dict[str, Any]:
-    """The second table's rows of a model, by precision; each opening in a process of its own, the best of three."""
+    """The second table's rows of a model, by precision; each opening in a process of its own."""
     rows = {}
-    for precision, hint in HINTS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = (Opening, bundle, hint, Path(folder) / "blob")
-            with Worker(*arguments) as worker:
-                written, size = worker.ask("write")
-            found: dict[str, list[tuple[float, float]]] = {"compile": [], "load": []}
+    for precision in ("fp32", "bf16"):
+        with tempfile.TemporaryDirectory() as place:
+            blob, found = Path(place) / "blob", {"compile": [], "load": [], "writing": []}
             for _ in range(REPEATS):
-                for way, times in found.items():
-                    with Worker(*arguments) as worker:
-                        times.append(worker.ask(way))
-        rows[precision] = {way: min(times, key=sum) for way, times in found.items()} | {
-            "writing": written,
-            "bytes": size,
-        }
-        print(f"{bundle.parent.name} {precision}: {rows[precision]}", flush=True)
+                *anew, writing = call(opening, bundle, precision, blob, True)
+                *loaded, _ = call(opening, bundle, precision, blob, False)
+                for name, seconds in (("compile", anew), ("load", loaded), ("writing", writing)):
+                    found[name].append(seconds)
+            rows[precision] = found | {"bytes": blob.stat().st_size}
     return rows
 
 
 def kernel_table(models: dict[str, Any]) -> list[str]:
-    """Rows of Markdown: milliseconds and share of each kind of kernel, and the arithmetic of three of them."""
-    columns = [(model, precision) for model in models for precision in PRECISIONS]
-    lines = [
-        "| |" + "".join(f" {model} {precision} |" for model, precision in columns),
-        "|---|" + "---|" * len(columns),
-    ]
-    for row in (*KERNELS, OUTSIDE, "forward pass"):
-        cells = []
-        for model, precision in columns:
-            found = models[model]["kernels"][precision]
-            wall, kernels = found["seconds"], found["kernels"]
-            outside = max(wall - sum(kernels.values()), 0)
-            seconds = {**dict.fromkeys(KERNELS, 0.0), **kernels, OUTSIDE: outside, "forward pass": wall}[row]
-            cell = f"{seconds * 1e3:.0f} ms, {seconds / wall:.0%}" if seconds >= 5e-4 else "–"
-            if arithmetic := found["operations"].get(row):
-                cell += f", {arithmetic / seconds / 1e9:.0f} GFLOP/s"
-            cells.append(cell)
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return lines
+    """Milliseconds and share of each kind of kernel, and the arithmetic of three of them."""
+    rows = {row: {"": row} for row in (*KERNELS, OUTSIDE, "forward pass")}
+    for name, model in models.items():
+        for precision, found in model["kernels"].items():
+            wall = found["seconds"]
+            outside = max(wall - sum(found["kernels"].values()), 0)
+            for row, seconds in {**found["kernels"], OUTSIDE: outside, "forward pass": wall}.items():
+                cell = f"{seconds * 1e3:.0f} ms, {seconds / wall:.0%}" if seconds >= 5e-4 else "–"
+                if operations := found["operations"].get(row):
+                    cell += f", {operations / seconds / GIGA:.0f} GFLOP/s"
+                rows[row][f"{name} {precision}"] = cell
+            if rounds := found.get("rounds"):
+                rows["forward pass"][f"{name} {precision}"] += f" ({min(rounds) * 1e3:.0f}–{max(rounds) * 1e3:.0f} ms)"
+    return report.table([*rows.values()])
 
 
 def opening_table(models: dict[str, Any]) -> list[str]:
-    """Rows of Markdown: opening and first run, with and without a compiled graph on disk, and what that one costs."""
-    lines = ["| | compiled anew | from disk | file | written in |", "|---|---|---|---|---|"]
-    for model, found in models.items():
+    """Opening and first run, with and without a compiled graph on disk, and what that one costs."""
+    rows = []
+    for name, found in models.items():
         for precision, row in found["openings"].items():
-            anew, loaded = (f"{opened:.2f} + {first:.2f} s" for opened, first in (row["compile"], row["load"]))
-            size, writing = f"{row['bytes'] / 2**20:.0f} MiB", f"{row['writing']:.1f} s"
-            lines.append(f"| {model} {precision} | {anew} | {loaded} | {size} | {writing} |")
-    return lines
+            cells = {"": f"{name} {precision}"}
+            for way, title in (("compile", "compiled anew"), ("load", "from disk")):
+                opened, first = np.atleast_2d(row[way]).T  # the best alone was kept once
+                cells[title] = f"{report.spread(opened)} + {report.spread(first)} s"
+            writing = report.spread(np.atleast_1d(row["writing"]), ".1f")
+            rows.append(cells | {"file": f"{row['bytes'] / MIB:.0f} MiB", "written in": f"{writing} s"})
+    return report.table(rows)
 
 
-def report(models: dict[str, Any]) -> str:
-    """The whole page."""
-    return "\n".join(
-        [
-            "# Where the time goes on a processor",
-            "",
-            f"Made by `python benchmarks/breakdown.py`: {summary()}. Seeded weights at true size.",
-            "",
-            f"## Kernels of ONNX Runtime, one utterance of {SECONDS} s",
-            "",
-            *kernel_table(models),
-            "",
-            f"Forward passes with the profile on: the faster half of {RUNS}, in the fastest of {REPEATS} processes.",
-            "Attention is computed in fp32 in both precisions. The products of int8 run at the ceiling of",
-            "[cpu.md](cpu.md); what remains is attention, the positional convolution, and passes over memory that are",
-            "each a few hundredths of the time. A faster forward pass would need kernels that ONNX Runtime does not",
-            "have, attention in int8 or bf16 before all.",
-            "",
-            "## OpenVINO's compiled graph on disk",
-            "",
-            f"Opening and the first run, of {FIRST_SECONDS} s of audio, each in a process of its own, the best of",
-            f"{REPEATS}.",
-            "",
-            *opening_table(models),
-            "",
-            "The engine compiles anew. The file would be as large as the model, once for each precision, machine",
-            "and set of outputs, and pays back its writing only after several starts. OpenVINO's own cache",
-            "(`CACHE_DIR`) opens no faster than compiling, since it reads all weights to know them again.",
-            "",
-        ]
+def measure(name: str) -> dict[str, Any]:
+    """Both tables' figures of a model."""
+    bundle = prepare(name, BUNDLE) / BUNDLE
+    return {"kernels": measure_kernels(bundle), "openings": measure_openings(bundle)}
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure both models and write the page."""
+    models = report.records(options, "breakdown", MODELS, measure)
+    said = (
+        "Made by `python benchmarks/breakdown.py`. Seeded weights at true size. Medians of processes, in brackets "
+        "their range; without brackets, the best of three."
     )
-
-
-def main() -> None:
-    """Measure both models and write the results."""
-    work = Path(os.environ.get("W2V_BENCH_DIR", Path(tempfile.gettempdir()) / "w2v-bench")).resolve() / "cpu"
-    set_environment(work)
-    models: dict[str, Any] = {}
-    for name, model in MODELS.items():
-        seeded.prepare(model, work / name)
-        bundle = work / name / seeded.BUNDLE
-        models[name] = {"kernels": measure_kernels(bundle), "openings": measure_openings(bundle)}
-    (RESULTS / "breakdown.json").write_text(json.dumps(models, indent=2) + "\n", encoding="utf-8")
-    text = report(models)
-    (RESULTS / "breakdown.md").write_text(text, encoding="utf-8")
-    print(text)
+    kernels = (
+        f"Forward passes with the profile on: the faster half of {RUNS}. Attention is computed in fp32 in both "
+        "precisions. The ceiling of products stands in [cpu.md](cpu.md); what remains is attention, the positional "
+        "convolution, and passes over memory that are each a few hundredths of the time. A faster forward pass would "
+        "need kernels that ONNX Runtime does not have, attention in int8 or bf16 before all."
+    )
+    openings = (
+        "The engine compiles anew. The file would be as large as the model, once for each precision, machine and set "
+        "of outputs, and pays back its writing only after several starts. OpenVINO's own cache (`CACHE_DIR`) opens no "
+        "faster than compiling, since it reads all weights to know them again."
+    )
+    lines = report.head("Where the time goes on a processor", said, models)
+    lines += [f"## Kernels of ONNX Runtime, one utterance of {SECONDS} s", "", *kernel_table(models), ""]
+    lines += [*report.wrapped(kernels), "", "## OpenVINO's compiled graph on disk", ""]
+    lines += [f"Opening and the first run, of {FIRST_SECONDS} s of audio.", "", *opening_table(models), ""]
+    report.write(options.output, "breakdown", lines + report.wrapped(openings))
 
 
 if __name__ == "__main__":
-    main()
+    main(report.parser(__doc__).parse_args())

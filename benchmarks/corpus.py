@@ -3,246 +3,133 @@
     python benchmarks/corpus.py all             # about an hour on two cores
     python benchmarks/corpus.py throughput      # or one figure: memory, resume, hours
 
-Every command runs as a process of its own on files made for it; weights are seeded, so nothing is downloaded.
+Every figure is of whole commands on files made for it; weights are seeded, so nothing is downloaded. Figures that are
+not measured again stay.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import argparse
 import re
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import soundfile
-from machine import summary
+import report
+from peers import BUNDLE
+from processes import W2V_EMBED, Finished, call, command, run, work_folder
+from report import GIB, MIB
+from seeded import lognormal, prepare, write_recordings
 
-HERE = Path(__file__).resolve().parent
-RATE = 16000
-#: The conv front end and frames of the real models, but little arithmetic, for figures that are not the engine's.
-TINY = {
-    "conv_dim": [24] * 7,
-    "num_hidden_layers": 2,
-    "hidden_size": 48,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
-#: A third of the base model's width and depth: 2 000 files in minutes, with ten times less engine to hide behind.
-SMALL = {
-    "conv_dim": [192] * 7,
-    "num_hidden_layers": 4,
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-    "intermediate_size": 1024,
-}
-BASE = {}
+_OPEN = "import sys; from w2v_runtime import Embedder; Embedder(sys.argv[1])"
 
 
-_EXPORT = """
-import json, sys
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
-from w2v_export import export_bundle
-config, checkpoint, folder = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
-Wav2Vec2Config(**config).save_pretrained(checkpoint)
-Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False).save_pretrained(checkpoint)
-export_bundle(checkpoint, folder, random_weights=True)
-"""
+def embed(model: Path, audio: Path, output: str = "out.npz", mode: str = "--overwrite") -> Finished:
+    """Run ``w2v-embed``."""
+    return run(command(W2V_EMBED, audio, "-m", model, "-o", work_folder() / output, mode))
 
 
-def bundle(work: Path, name: str, config: dict[str, object]) -> Path:
-    """Export a seeded wav2vec 2.0 of a size; kept in the work folder.
-
-    In a process of its own: a child's peak memory counts from that of the process it was forked from.
-    """
-    folder = work / "bundles" / name
-    if not folder.exists():
-        checkpoint = work / "configs" / name
-        subprocess.run([sys.executable, "-c", _EXPORT, json.dumps(config), checkpoint, folder], check=True)
-    return folder
-
-
-def make_files(folder: Path, seconds: np.ndarray) -> Path:
-    """WAV files of noise, cut from one second of it so that making them is quick."""
-    if folder.exists():
-        return folder
-    folder.mkdir(parents=True)
-    noise = (0.1 * np.random.default_rng(0).standard_normal(RATE)).astype(np.float32)
-    pcm = np.tile((noise * 32767).astype(np.int16), int(seconds.max()) + 2)
-    for i, length in enumerate(seconds):
-        directory = folder / f"{i // 1000:03}"
-        directory.mkdir(exist_ok=True)
-        soundfile.write(directory / f"{i:06}.wav", pcm[i % 1000 :][: round(length * RATE)], RATE)
-    return folder
+def throughput(name: str, count: int) -> list[str]:
+    """Whole command against the engine alone for the same batches; with the base model, its start weighs more."""
+    model = prepare(name, BUNDLE) / BUNDLE
+    folder = write_recordings(work_folder() / f"files-{count}", lognormal(count, 4.0))
+    whole = embed(model, folder)
+    engine, start = call(engine_alone, model, folder), run([sys.executable, "-c", _OPEN, str(model)]).seconds
+    padding = re.search(r"padding ([\d.]+)", whole.said)
+    measured = f"whole command {whole.seconds:.1f} s, engine alone {engine:.1f} s"
+    opening, limit = f"(plus {start:.1f} s to start and open the model)", f"{whole.seconds / engine:.3f} × (≤ 1.07)"
+    return [f"| {count} files, {name} | {measured} {opening} | {limit} | padding {padding and padding[1]} % (≤ 4) |"]
 
 
-def embed(*arguments: object) -> tuple[float, int, str]:
-    """Run w2v-embed: (wall seconds, peak memory in bytes, standard error)."""
-    code = "from w2v_runtime.commands.embed import main; main()"
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        log.seek(0)
-        text = log.read().decode()
-    if status:
-        raise SystemExit(f"w2v-embed failed: {text}")
-    return wall, usage.ru_maxrss * 1024, text
+def engine_alone(model: Path, folder: Path, device: str = "cpu", precision: str = "fp32") -> float:
+    """Seconds in which the engine runs over the batches of a corpus, known beforehand and with nothing beside it."""
+    from w2v_models.manifest import LENGTHS, WAVEFORM
+    from w2v_runtime import Embedder
+    from w2v_runtime.runs.inputs import list_inputs
+
+    embedder = Embedder(model, device=device, precision=precision)
+    engine, size = embedder.engine, embedder.manifest.architecture.hidden_size
+    run_batch, batches = engine.run, []
+
+    def record(feeds: Mapping[str, Any], outputs: Sequence[str], *_: object, **__: object) -> list[Any]:
+        batches.append((feeds[WAVEFORM].shape, feeds[LENGTHS], list(outputs)))
+        return [np.zeros((len(feeds[LENGTHS]), size), np.float32)]
+
+    engine.run = record
+    for _ in embedder.embed_files(list_inputs([str(folder)])):
+        pass
+    noise = np.random.default_rng(0).standard_normal(max(rows * samples for (rows, samples), *_ in batches), np.float32)
+
+    def repeat(batch: tuple[tuple[int, int], Any, list[str]]) -> None:
+        (rows, samples), lengths, outputs = batch
+        run_batch({WAVEFORM: noise[: rows * samples].reshape(rows, samples), LENGTHS: lengths}, outputs)
+
+    repeat(batches[0])
+    before = engine.busy_seconds
+    with ThreadPoolExecutor(engine.runs) as threads:
+        list(threads.map(repeat, batches))
+    return engine.busy_seconds - before
 
 
-def lognormal(count: int, median: float = 4.0, sigma: float = 0.5) -> np.ndarray:
-    """Durations in seconds as corpora of utterances have them."""
-    return np.clip(np.random.default_rng(1).lognormal(np.log(median), sigma, count), 0.5, 30)
-
-
-def throughput(work: Path, rows: list[str], name: str = "small", count: int = 2000) -> None:
-    """Whole command against the sum of session.run for the same batches, run alone."""
-    folder = make_files(work / f"files-{count}", lognormal(count))
-    model = bundle(work, name, SMALL if name == "small" else BASE)
-    wall, _, text = embed(folder, "-m", model, "-o", work / "out.npz", "--overwrite")
-    engine, load = replay(model, folder)
-    padding = re.search(r"padding ([\d.]+)", text)
-    rows.append(
-        f"| {count} files, {name} | whole command {wall:.1f} s, engine alone {engine:.1f} s (plus {load:.1f} s to "
-        f"start and open the model) | {wall / engine:.3f} × (≤ 1.07) | padding {padding and padding[1]} % (≤ 4) |"
-    )
-    print(rows[-1], flush=True)
-
-
-def throughput_base(work: Path, rows: list[str]) -> None:
-    """The same at the base model's true size, over fewer files: the model's start weighs more."""
-    throughput(work, rows, "base", 120)
-
-
-def replay(model: Path, folder: Path) -> tuple[float, float]:
-    """Seconds of session.run over the batches of a corpus run with nothing beside it, and of opening the model."""
-    code = """
-import sys, time
-start = time.perf_counter()
-import numpy as np
-from w2v_runtime import Embedder
-embedder = Embedder(sys.argv[1]); opened = time.perf_counter() - start
-from w2v_runtime.runs.inputs import list_inputs
-shapes, run = [], embedder.engine.run
-def record(feeds, outputs, graph="graph", stop=None):
-    shapes.append((feeds["waveform"].shape, feeds["lengths"], list(outputs)))
-    size = embedder.manifest.architecture.hidden_size
-    return [np.zeros((len(feeds["lengths"]), size), np.float32)]
-embedder.engine.run = record
-for _ in embedder.embed_files(list_inputs([sys.argv[2]])): pass
-embedder.engine.run = run
-rng = np.random.default_rng(0)
-before = embedder.engine.busy_seconds
-for shape, lengths, outputs in shapes:
-    run({"waveform": rng.standard_normal(shape, dtype=np.float32), "lengths": lengths}, outputs)
-print(embedder.engine.busy_seconds - before, opened)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(model), str(folder)], capture_output=True, text=True, check=True
-    )
-    engine, opened = map(float, done.stdout.split())
-    return engine, opened
-
-
-def memory(work: Path, rows: list[str]) -> None:
+def memory() -> list[str]:
     """Peak memory of the whole process for 2 000 and for 20 000 short files."""
-    model, peaks = bundle(work, "tiny", TINY), {}
+    model, peaks = prepare("tiny", BUNDLE) / BUNDLE, {}
     for count in (2000, 20000):
-        folder = make_files(work / f"short-{count}", np.random.default_rng(2).uniform(0.2, 1.5, count))
-        _, peaks[count], _ = embed(folder, "-m", model, "-o", work / "out.npz", "--overwrite")
-    ratio = peaks[20000] / peaks[2000]
-    rows.append(
-        f"| 20 000 against 2 000 short files, tiny | peak memory {peaks[20000] / 2**20:.0f} MiB against "
-        f"{peaks[2000] / 2**20:.0f} MiB | {ratio:.3f} × (≤ 1.05) | |"
-    )
-    print(rows[-1], flush=True)
+        durations = np.random.default_rng(2).uniform(0.2, 1.5, count).tolist()
+        peaks[count] = embed(model, write_recordings(work_folder() / f"short-{count}", durations)).peak
+    few, many = peaks[2000], peaks[20000]
+    measured = f"peak memory {many / MIB:.0f} MiB against {few / MIB:.0f} MiB"
+    return [f"| 20 000 against 2 000 short files, tiny | {measured} | {many / few:.3f} × (≤ 1.05) | |"]
 
 
-def resume(work: Path, rows: list[str]) -> None:
+def resume() -> list[str]:
     """Start of --resume over 100 000 finished files: the whole command, which then has nothing to do."""
-    model, folder = bundle(work, "tiny", TINY), make_files(work / "many", np.full(100_000, 0.1))
-    output = work / "many.npz"
-    wall, _, _ = embed(folder, "-m", model, "-o", output, "--overwrite")
-    again, _, text = embed(folder, "-m", model, "-o", output, "--resume")
-    if "100000 files were finished already" not in text:
-        raise SystemExit(text)
-    rows.append(
-        f"| --resume over 100 000 finished files, tiny | {again:.1f} s (≤ 5), the run itself {wall:.0f} s | | |"
-    )
-    print(rows[-1], flush=True)
+    model, folder = prepare("tiny", BUNDLE) / BUNDLE, write_recordings(work_folder() / "many", [0.1] * 100_000)
+    whole, again = (embed(model, folder, "many.npz", mode) for mode in ("--overwrite", "--resume"))
+    if "100000 files were finished already" not in again.said:
+        raise SystemExit(again.said)
+    measured = f"{again.seconds:.1f} s (≤ 5), the run itself {whole.seconds:.0f} s"
+    return [f"| --resume over 100 000 finished files, tiny | {measured} | | |"]
 
 
-def hours(work: Path, rows: list[str]) -> None:
-    """Peak memory above the loaded model while one long recording is embedded; the windows of one are all alike."""
-    one_file(work, rows, "base", BASE, 0.1)
-    one_file(work, rows, "tiny", TINY, 1)
-    one_file(work, rows, "tiny", TINY, 10)
+def hours(*recordings: tuple[str, float]) -> list[str]:
+    """Peak memory above the loaded model while one recording of so many hours is embedded, by each named model."""
+    rows = []
+    for name, length in recordings:
+        model = prepare(name, BUNDLE) / BUNDLE
+        loaded = embed(model, write_recordings(work_folder() / "one", [1])).peak
+        whole = embed(model, write_recordings(work_folder() / f"hours-{length}", [3600 * length]))
+        above = f"{(whole.peak - loaded) / GIB:.2f} GiB above the model with 1 s of audio ({loaded / GIB:.2f} GiB)"
+        speed = f"{whole.seconds:.0f} s, {3600 * length / whole.seconds:.1f} × real time"
+        rows.append(f"| {length} h of audio in one file, {name} | {above} | (≤ 1.5 GiB) | {speed} |")
+    return rows
 
 
-def hour_base(work: Path, rows: list[str]) -> None:
-    """The same for a whole hour at the base model's true size."""
-    one_file(work, rows, "base", BASE, 1)
-
-
-def one_file(work: Path, rows: list[str], name: str, config: dict[str, object], length: float) -> None:
-    """Embed one recording of ``length`` hours."""
-    model = bundle(work, name, config)
-    short = make_files(work / "one", np.array([1.0]))
-    _, loaded, _ = embed(short, "-m", model, "-o", work / "out.npz", "--overwrite")
-    path = work / f"{length}h.wav"
-    if not path.exists():
-        noise = (3000 * np.random.default_rng(0).standard_normal(60 * RATE)).astype(np.int16)
-        with soundfile.SoundFile(path, "w", RATE, 1) as file:
-            for _ in range(round(60 * length)):
-                file.write(noise)
-    wall, peak, _ = embed(path, "-m", model, "-o", work / "out.npz", "--overwrite")
-    above = (peak - loaded) / 2**30
-    rows.append(
-        f"| {length} h of audio in one file, {name} | {above:.2f} GiB above the model with 1 s of audio "
-        f"({loaded / 2**30:.2f} GiB) | (≤ 1.5 GiB) | {wall:.0f} s, {3600 * length / wall:.1f} × real time |"
-    )
-    print(rows[-1], flush=True)
-
-
-FIGURES: dict[str, Callable[[Path, list[str]], None]] = {
-    "throughput": throughput,
-    "throughput-base": throughput_base,
+FIGURES: dict[str, Callable[[], list[str]]] = {
+    "throughput": partial(throughput, "small", 2000),
+    "throughput-base": partial(throughput, "base", 120),
     "memory": memory,
     "resume": resume,
-    "hours": hours,
-    "hour-base": hour_base,
+    "hours": partial(hours, ("base", 0.1), ("tiny", 1), ("tiny", 10)),
+    "hour-base": partial(hours, ("base", 1)),
 }
 
 
-def main(names: list[str]) -> None:
-    """Measure the named figures and add their rows to the results."""
-    chosen = list(FIGURES) if names in ([], ["all"]) else names
-    work = Path(os.environ.get("W2V_BENCH_DIR", Path(tempfile.gettempdir()) / "w2v-bench"))
-    work.mkdir(parents=True, exist_ok=True)
-    store = HERE / "results" / "corpus.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
-    for name in chosen:
-        rows: list[str] = []
-        FIGURES[name](work, rows)
-        results[name] = {"machine": summary(), "rows": rows}
-        store.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    lines = ["# Corpus runs", "", "Made by `python benchmarks/corpus.py`. Random weights; each command a process.", ""]
-    lines += [
-        f"Machine: {next(iter(results.values()))['machine']}",
-        "",
-        "| what | measured | limit | |",
-        "|---|---|---|---|",
-    ]
-    lines += [row for name in FIGURES if name in results for row in results[name]["rows"]]
-    (HERE / "results" / "corpus.md").write_text("\n".join(lines) + "\n")
+def main(options: argparse.Namespace) -> None:
+    """Measure the named figures and write the page of all."""
+    names = FIGURES if "all" in options.figures else options.figures
+    results = report.records(options, "corpus", names, lambda name: {"rows": FIGURES[name]()})
+    stored = {name: results[name] for name in FIGURES if name in results}
+    said = "Made by `python benchmarks/corpus.py`. Seeded weights; each command a process."
+    lines = [*report.head("Corpus runs", said, stored), "| what | measured | limit | |", "|---|---|---|---|"]
+    report.write(options.output, "corpus", lines + [line for record in stored.values() for line in record["rows"]])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = report.parser(__doc__)
+    parser.add_argument("figures", nargs="*", choices=["all", *FIGURES], default="all")
+    main(parser.parse_args())

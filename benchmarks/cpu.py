@@ -13,116 +13,117 @@ first import to the stored vectors. Beside them the matrix products of the model
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import shlex
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import comparison
 import cpu_report
-import seeded
+import numpy as np
+import peers
+import report
 import soundfile
-from corpus import lognormal
-from cpu_rows import FORWARDS, PROCESSES, Skipped, forwards, processes
-from machine import facts
-from peers import PEERS, RATE
+from ceilings import CEILINGS, Ceiling
+from peers import BASELINE, BUNDLE, CHECKPOINT, CTRANSLATE2, OPTIMUM, PEERS, Turns
+from processes import W2V_EMBED, Finished, Skipped, command, run, work_folder
+from seeded import MODELS, lognormal, prepare, utterances, write_recordings
 
-from w2v_export.signals import speech_like
+from w2v_models import Bundle
+from w2v_runtime.embedding.parity import difference
 from w2v_runtime.threads.processors import available
 
-MODELS = {"base": "facebook/wav2vec2-base-960h", "large": "facebook/wav2vec2-large-robust"}
-ROWS = (*FORWARDS, *PROCESSES)
-#: Of the one file, and the middle of the corpus, whose mean is 4 s.
-FILE_SECONDS, MEDIAN_SECONDS = 3, 3.5
+#: Seconds of audio of a forward pass, of the one file, and the middle of the corpus, whose mean is 4 s.
+FORWARDS, FILE_SECONDS, MEDIAN_SECONDS = {"10s": 10, "1s": 1}, 3, 3.5
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How much is measured: rounds of each row, and files of the corpus."""
-
-    rounds: Mapping[str, int]
-    files: int
+#: Rounds of each row, and files of the corpus, in a short run and a full one.
+SHORT = {"10s": 3, "1s": 5, "file": 2, "corpus": 1}, 24
+FULL = {"10s": 9, "1s": 15, "file": 7, "corpus": 3}, 60
 
 
-SHORT = Scale({"10s": 3, "1s": 5, "file": 2, "corpus": 1}, files=24)
-FULL = Scale({"10s": 9, "1s": 15, "file": 7, "corpus": 3}, files=60)
+def measure_forwards(folder: Path, rounds: Mapping[str, int], skipped: Skipped) -> dict[str, Any]:
+    """Forward passes in warm processes, the model's matrix products beside them, and the accuracy over 10 s."""
+    architecture, rows = Bundle.open(folder / BUNDLE).manifest.architecture, {}
+    entrants: dict[str, tuple[Any, ...]] = {name: (Turns, PEERS[name].open, folder, available()) for name in PEERS}
+    entrants |= {name: (Ceiling, name, architecture, available()) for name in CEILINGS}
+    with comparison.opened(entrants, skipped) as workers:
+        for name, count in rounds.items():
+            batch = utterances([FORWARDS[name]]), "utterance"
+            row = rows[name] = comparison.forward(workers, batch, count, architecture, skipped)
+            row["ceilings"] = {name: row["seconds"].pop(name) for name in CEILINGS if name in row["seconds"]}
+        embedding = {name: worker for name, worker in workers.items() if name in PEERS}
+        return {"rows": rows, "accuracy": comparison.accuracy(embedding, utterances([10]), skipped)}
 
 
-def make_audio(work: Path, files: int) -> dict[str, Path]:
-    """The one file and the folder of the corpus: WAV at 16 kHz, kept in the work folder."""
-    durations = {"file": [FILE_SECONDS], f"corpus-{files}": lognormal(files, MEDIAN_SECONDS).tolist()}
-    for name, seconds in durations.items():
-        (work / name).mkdir(exist_ok=True)
-        for i, length in enumerate(seconds):
-            soundfile.write(work / name / f"{i:03}.wav", speech_like(round(length * RATE), RATE, seed=i), RATE)
-    return {"file": work / "file" / "000.wav", "corpus": work / f"corpus-{files}"}
-
-
-def measure(
-    model: str, folder: Path, audio: Mapping[str, Path], rounds: Mapping[str, int], skipped: Skipped
+def measure_processes(
+    folder: Path, audio: Mapping[str, Path], rounds: Mapping[str, int], skipped: Skipped
 ) -> dict[str, Any]:
-    """All rows of a model; ``skipped`` are left out from the start."""
-    seeded.prepare(model, folder)
-    warm, whole = ({row: rounds[row] for row in rows if row in rounds} for rows in (FORWARDS, PROCESSES))
-    result: dict[str, Any] = {"model": model, "skipped": skipped, "forwards": {}, "processes": {}}
+    """Whole processes over the recordings of a folder, from the first import to the stored vectors."""
+    rows = {}
+    with tempfile.TemporaryDirectory() as place:
+        outputs = {name: Path(place) / f"{name}.npz" for name, peer in PEERS.items() if not peer.compiled}
+
+        def starts(row: str) -> dict[str, Callable[[], Finished]]:
+            return {name: partial(run, process(name, folder, audio[row], output)) for name, output in outputs.items()}
+
+        comparison.turns(starts("file"), 1, skipped)  # so that every file is in the system's cache
+        for row, count in rounds.items():
+            figures = comparison.turns(starts(row), count, skipped)
+            vectors = {name: np.load(outputs[name])["embeddings"] for name in figures}
+            rows[row] = {
+                "audio_seconds": sum(float(soundfile.info(path).duration) for path in audio[row].rglob("*.wav")),
+                "seconds": {name: [each.seconds for each in found] for name, found in figures.items()},
+                "peak": {name: max(each.peak for each in found) for name, found in figures.items()},
+                "pooled_cosine": {name: difference(found, vectors[BASELINE])[2] for name, found in vectors.items()},
+            }
+    return rows
+
+
+def process(name: str, folder: Path, audio: Path, output: Path) -> list[str]:
+    """The command that embeds a folder: ``w2v-embed``, or the script of a peer."""
+    if options := PEERS[name].options:
+        fixed = ("-m", folder / BUNDLE, "-o", output, "--overwrite", "--threads", available())
+        return command(W2V_EMBED, audio, *fixed, *options)
+    return [sys.executable, peers.__file__, *map(str, (name, folder, available(), output, audio))]
+
+
+def measure(name: str, rounds: Mapping[str, int], files: int, skipped: Skipped) -> dict[str, Any]:
+    """The rows of a model; ``skipped`` are left out from the start."""
+    folder, work = prepare(name, CHECKPOINT, OPTIMUM, *CTRANSLATE2.values(), BUNDLE), work_folder()
+    audio = {
+        "file": write_recordings(work / "cpu-file", [FILE_SECONDS]),
+        "corpus": write_recordings(work / f"cpu-{files}", lognormal(files, MEDIAN_SECONDS)),
+    }
+    warm, whole = ({row: rounds[row] for row in rows if row in rounds} for rows in (FORWARDS, audio))
+    result: dict[str, Any] = {"model": MODELS[name], "skipped": skipped, "forwards": {}, "processes": {}}
     if warm:
-        result["forwards"] = forwards(folder, warm, available(), skipped)
+        result["forwards"] = measure_forwards(folder, warm, skipped)
     if whole:
-        result["processes"] = processes(folder, audio, whole, available(), skipped)
-    for name, reason in skipped.items():
-        skipped[name] = reason.replace(f"{folder}{os.sep}", "")
+        result["processes"] = measure_processes(folder, audio, whole, skipped)
+    for peer, reason in skipped.items():
+        skipped[peer] = reason.replace(f"{folder}/", "")
     return result
 
 
-def set_environment(work: Path) -> None:
-    """For every process started here: caches of their own, byte code as an installation has it, and no network."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["XDG_CACHE_HOME"] = str(work / "cache")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "cache" / "inductor")
-    os.environ["OMP_NUM_THREADS"] = str(available())
-    os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def main(arguments: Sequence[str]) -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure what is asked for and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="more peers, rounds and files")
-    parser.add_argument("--models", default=",".join(MODELS), help="of base,large; default both")
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"of {','.join(ROWS)}; default all")
-    parser.add_argument("--output", type=Path, default=cpu_report.RESULTS, help="folder of the results")
-    options = parser.parse_args(arguments)
-    models, rows = options.models.split(","), options.rows.split(",")
-    for name, known, chosen in (("--models", MODELS, models), ("--rows", ROWS, rows)):
-        if unknown := set(chosen) - set(known):
-            parser.error(f"{name} has {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-
-    place = os.environ.get("W2V_BENCH_DIR", Path(tempfile.gettempdir()) / "w2v-bench")
-    work, scale = Path(place).resolve() / "cpu", FULL if options.full else SHORT
-    work.mkdir(parents=True, exist_ok=True)
-    set_environment(work)
-    audio = make_audio(work, scale.files)
-    rounds = {row: scale.rounds[row] for row in ROWS if row in rows}
-    results: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/cpu.py", *arguments]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": facts(available()),
-        "rounds": rounds,
-        "files": scale.files,
-        "models": {},
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    for name in models:
-        skipped = {} if options.full else {peer: "only with --full" for peer in PEERS if PEERS[peer].full}
-        results["models"][name] = measure(MODELS[name], work / name, audio, rounds, skipped)
-        text = json.dumps(results, indent=2, ensure_ascii=False)
-        (options.output / "cpu.json").write_text(text + "\n", encoding="utf-8")
+    scale, files = FULL if options.full else SHORT
+    if not options.tables:
+        rounds = {row: count for row, count in scale.items() if row in options.rows}
+        results = report.origin() | {"rounds": rounds, "files": files, "models": {}}
+        for name in options.models:
+            skipped = {} if options.full else {peer: "only with --full" for peer in PEERS if PEERS[peer].full}
+            results["models"][name] = measure(name, rounds, files, skipped)
+            report.save(options.output, "cpu", results)
     cpu_report.write(options.output)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = report.parser(__doc__)
+    parser.add_argument("--full", action="store_true", help="more peers, rounds and files")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
+    parser.add_argument("--rows", nargs="+", choices=SHORT[0], default=[*SHORT[0]])
+    main(parser.parse_args())

@@ -1,118 +1,32 @@
-"""The tables, the picture, the section of docs/speed.md and the README's table from results/cpu.json.
+"""The page, the picture, the section of docs/speed.md and the README's table from results/cpu.json.
 
 Without measuring again: ``python benchmarks/cpu_report.py``.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import report
 from ceilings import CEILINGS
+from comparison import peer_table, rate, ratios
 from peers import BASELINE, PEERS
-from rich.console import Console
-from rich.table import Table
+from report import GIGA, MIB, wrapped
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 README, SPEED = HERE.parent / "README.md", HERE.parent / "docs" / "speed.md"
 BEGIN, END = "<!-- benchmarks/cpu.py writes this section -->", "<!-- end of the section -->"
 ROWS = {"10s": "10 s of audio, warm", "1s": "1 s of audio, warm", "corpus": "a corpus", "file": "one file"}
+#: Of the picture: rows, grey that stands out from white and black, colours of others and ours, dark and light by row.
+PICTURED = {"10s": "10 s, warm process", "corpus": "corpus, whole process"}
+GREY, OTHERS, OURS = "#7d8590", ("#8c959f", "#afb8c1"), ("#1f7fe0", "#6cb0f7")
 #: What the README's table shows of that of the first model, and what it leaves out.
 SHOWN_PEERS = (BASELINE, "w2v-onnx cpu fp32", "w2v-onnx cpu int8", "w2v-onnx openvino bf16")
 HIDDEN_COLUMN = "1 s, warm"
-COMPILES = "not run: compiling costs more than it saves"
-MIB, GIGA = 2**20, 1e9
-
-
-def ratios(seconds: Mapping[str, Sequence[float]], name: str) -> list[float]:
-    """How many times as fast as the baseline a peer was, in each round."""
-    return [theirs / own for theirs, own in zip(seconds[BASELINE], seconds[name], strict=True)]
-
-
-def times_as_fast(seconds: Mapping[str, Sequence[float]], name: str) -> str:
-    """The median of the rounds' ratios, and their range where there are several."""
-    found = ratios(seconds, name)
-    middle = f"{statistics.median(found):.2f}"
-    return middle if name == BASELINE or len(found) == 1 else f"{middle} ({min(found):.2f}–{max(found):.2f})"
-
-
-def rate(operations: float, seconds: Sequence[float]) -> float:
-    """GFLOP/s at the median time."""
-    return operations / statistics.median(seconds) / GIGA
-
-
-def ceiling(row: Mapping[str, Any], precision: str) -> float | None:
-    """GFLOP/s of the engine that multiplies the model's matrices fastest in a precision."""
-    rates = [
-        rate(row["product_operations"], times)
-        for name, times in row["ceilings"].items()
-        if CEILINGS[name].precision == precision
-    ]
-    return max(rates, default=None)
-
-
-def forward_table(result: Mapping[str, Any], name: str) -> list[str]:
-    """Rows of Markdown for a forward pass in a warm process."""
-    row = result["forwards"]["rows"][name]
-    lines = [
-        "| | seconds | times as fast | GFLOP/s | of the ceiling | min frame cosine | pooled cosine | max abs Δ |",
-        "|---" * 8 + "|",
-    ]
-    for peer, definition in PEERS.items():
-        if (times := row["seconds"].get(peer)) is None:
-            lines.append(f"| {peer} | {missing(result, peer)} | | | | | | |")
-            continue
-        speed, most, near = rate(row["operations"], times), ceiling(row, definition.precision), accuracy(result, peer)
-        lines.append(
-            f"| {peer} | {statistics.median(times):.3f} | {times_as_fast(row['seconds'], peer)} | {speed:.0f} "
-            f"| {f'{speed / most:.0%}' if most else ''} | {' | '.join(near)} |"
-        )
-    return lines
-
-
-def accuracy(result: Mapping[str, Any], peer: str) -> tuple[str, str, str]:
-    """Smallest frame cosine, pooled cosine and largest difference, as the tables have them."""
-    near = result["forwards"]["accuracy"][peer]
-    return f"{near['frame_cosine']:.6f}", f"{near['pooled_cosine']:.6f}", f"{near['difference']:.1e}"
-
-
-def process_table(result: Mapping[str, Any], name: str) -> list[str]:
-    """Rows of Markdown for whole processes."""
-    row = result["processes"][name]
-    lines = ["| | seconds | times as fast | × real time | peak memory | min pooled cosine |", "|---" * 6 + "|"]
-    for peer, definition in PEERS.items():
-        if (times := row["seconds"].get(peer)) is None:
-            lines.append(f"| {peer} | {COMPILES if definition.compiled else missing(result, peer)} | | | | |")
-            continue
-        middle = statistics.median(times)
-        lines.append(
-            f"| {peer} | {middle:.2f} | {times_as_fast(row['seconds'], peer)} | {row['audio_seconds'] / middle:.1f} "
-            f"| {row['peak'][peer] / MIB:.0f} MiB | {row['pooled_cosine'][peer]:.6f} |"
-        )
-    return lines
-
-
-def missing(result: Mapping[str, Any], peer: str) -> str:
-    """Why a peer has no figure."""
-    return f"not run: {result['skipped'].get(peer, '')}"
-
-
-def ceiling_table(result: Mapping[str, Any]) -> list[str]:
-    """Rows of Markdown: what the engines reach on the model's matrix products alone."""
-    rows = result["forwards"]["rows"]
-    lines = [f"| | {' | '.join(rows)} |", "|---" * (len(rows) + 1) + "|"]
-    for name in CEILINGS:
-        rates = [
-            f"{rate(row['product_operations'], row['ceilings'][name]):.0f}" if name in row["ceilings"] else "not run"
-            for row in rows.values()
-        ]
-        lines.append(f"| {name} | {' | '.join(rates)} |")
-    return lines
 
 
 def sections(results: Mapping[str, Any]) -> list[str]:
@@ -122,41 +36,52 @@ def sections(results: Mapping[str, Any]) -> list[str]:
         lines += [f"## {short}: {result['model']}", ""]
         forwards = result["forwards"].get("rows", {})
         for name, row in forwards.items():
-            lines += [f"### {ROWS[name]} ({row['operations'] / GIGA:.0f} GFLOP)", "", *forward_table(result, name), ""]
+            lines += [f"### {ROWS[name]} ({row['operations'] / GIGA:.0f} GFLOP)", ""]
+            accuracy = result["forwards"]["accuracy"]
+            lines += [*peer_table(PEERS, row, result["skipped"], accuracy, fastest(row)), ""]
         for name, row in result["processes"].items():
             what = f"{results['files']} files" if name == "corpus" else ROWS[name]
             lines += [f"### {what}, {row['audio_seconds']:.0f} s in all, whole process", ""]
-            lines += [*process_table(result, name), ""]
+            lines += [*peer_table(PEERS, row, result["skipped"], {}, {}), ""]
         if forwards:
-            lines += ["### Matrix products alone, GFLOP/s", "", *ceiling_table(result), ""]
+            lines += ["### Matrix products alone, GFLOP/s", "", *ceiling_table(forwards), ""]
     return lines
+
+
+def fastest(row: Mapping[str, Any]) -> dict[str, float]:
+    """GFLOP/s of the engine that multiplies the model's matrices fastest, by precision."""
+    found: dict[str, float] = {}
+    for name, times in row["ceilings"].items():
+        precision, _ = CEILINGS[name]
+        found[precision] = max(found.get(precision, 0), rate(row["product_operations"], times))
+    return found
+
+
+def ceiling_table(rows: Mapping[str, Any]) -> list[str]:
+    """What the engines reach on the model's matrix products alone."""
+    lines = []
+    for name in CEILINGS:
+        cells = {"": name}
+        for column, row in rows.items():
+            rates = [row["product_operations"] / seconds / GIGA for seconds in row["ceilings"].get(name, ())]
+            cells[column] = report.spread(rates, ".0f") if rates else "not run"
+        lines.append(cells)
+    return report.table(lines)
 
 
 def header(results: Mapping[str, Any]) -> list[str]:
     """What stands over the tables: command, machine, and how the figures are to be read."""
     rounds = ", ".join(f"{ROWS[name]} {count}" for name, count in results["rounds"].items())
-    return [
-        "# Everything that embeds speech on a processor",
-        "",
-        f"Made by `{results['command']}` on {results['date']}. The same seeded weights, audio and threads for all.",
-        "",
-        *(f"- {name}: {value}" for name, value in results["machine"].items()),
-        "",
-        *wrapped(
-            f"Medians of rounds in which every peer has one turn ({rounds}). *Times as fast* compares with {BASELINE} "
-            "(feature extractor, model in inference mode with SDPA, mean over time) within each round; in brackets the "
-            "range over the rounds. *Of the ceiling*: GFLOP/s against what the fastest engine reaches in that "
-            "precision on the model's matrix products alone. Cosines and differences are against the baseline: frames "
-            "and pooled vector of the 10 s, pooled vectors of the files. Signals are speech-like, with pauses. Whole "
-            "processes start with Python, end with vectors on the disk, and find their files in the system's cache."
-        ),
-        "",
-    ]
-
-
-def wrapped(text: str) -> list[str]:
-    """Lines as wide as the README's, without breaking a link or a command."""
-    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+    said = (
+        f"Made by `{results['command']}` on {results['date']}. The same seeded weights, audio and threads for all. "
+        f"Medians of rounds in which every peer has one turn ({rounds}), in brackets the range over the rounds. *Times "
+        f"as fast* compares with {BASELINE} (feature extractor, model in inference mode with SDPA, mean over time) "
+        "within each round. *Of the ceiling*: GFLOP/s against what the fastest engine reaches in that precision on the "
+        "model's matrix products alone. Cosines and differences are against the baseline: frames and pooled vector of "
+        "the 10 s, pooled vectors of the files. Signals are speech-like, with pauses. Whole processes start with "
+        "Python, end with vectors on the disk, and find their files in the system's cache."
+    )
+    return report.head("Everything that embeds speech on a processor", said, {"": results})
 
 
 def speed_section(results: Mapping[str, Any]) -> list[str]:
@@ -245,27 +170,13 @@ ON_GPU = (
 
 def write(folder: Path) -> None:
     """Write cpu.md and cpu.svg beside cpu.json; where that is the published one, the pages too."""
-    import cpu_plot
-
-    results = json.loads((folder / "cpu.json").read_text(encoding="utf-8"))
-    lines = [*header(results), *sections(results), "![times as fast](cpu.svg)"]
-    (folder / "cpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    cpu_plot.draw(results, folder / "cpu.svg")
+    results = report.load(folder, "cpu")
+    report.write(folder, "cpu", [*header(results), *sections(results), "![times as fast](cpu.svg)"], shown=False)
+    draw(results, folder / "cpu.svg")
     if folder == RESULTS:
         write_pages(results)
     for short, result in results["models"].items():
-        show(summary(short, result, results["files"]))
-
-
-def show(lines: Sequence[Sequence[str]]) -> None:
-    """Print a table whose first line names its columns."""
-    columns, *rows = lines
-    table = Table(*("\n".join(name.rsplit(" ", 1)) for name in columns), box=None, padding=(0, 2, 0, 0))
-    for column in table.columns:
-        column.no_wrap = True
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        print("\n".join(summary_table(short, result, results["files"])), end="\n\n")
 
 
 def write_pages(results: Mapping[str, Any]) -> None:
@@ -281,6 +192,54 @@ def write_section(path: Path, section: Sequence[str]) -> None:
     if not (begin and end):
         raise SystemExit(f"{path} lacks the marks {BEGIN} and {END}; put them where the section belongs.")
     path.write_text("\n".join([before + BEGIN, "", *section, "", END + after]), encoding="utf-8")
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Write the picture, without a background, so that it stands on light and dark pages."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update(
+        {"text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY, "xtick.color": GREY}
+    )
+    matplotlib.rcParams.update({"ytick.color": GREY, "font.size": 10, "svg.hashsalt": "cpu"})
+    from matplotlib import pyplot
+
+    models = results["models"]
+    measured = {short: {**model["forwards"].get("rows", {}), **model["processes"]} for short, model in models.items()}
+    peers = [p for p in PEERS if any(p in row["seconds"] for rows in measured.values() for row in rows.values())]
+    figure, panels = pyplot.subplots(1, len(models), figsize=(9, 1.2 + 0.38 * len(peers)), sharey=True, squeeze=False)
+    for axes, (short, rows) in zip(panels[0], measured.items(), strict=True):
+        _panel(axes, peers, rows, models[short]["forwards"].get("accuracy", {}))
+        axes.set_title(models[short]["model"].rpartition("/")[2], fontsize=11)
+    shades = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in OTHERS]
+    figure.supxlabel("times as fast as the PyTorch recipe, and smallest cosine of a frame", color=GREY, fontsize=10)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.legend(shades, PICTURED.values(), loc="upper center", ncols=2, frameon=False, fontsize=9)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _panel(axes: Any, peers: list[str], rows: Mapping[str, Any], accuracy: Mapping[str, Any]) -> None:
+    height = 0.8 / len(PICTURED)
+    for place, name in enumerate(PICTURED):
+        seconds = rows.get(name, {"seconds": {}})["seconds"]
+        for i, peer in enumerate(peers):
+            if peer not in seconds:
+                continue
+            found = ratios(seconds, peer)
+            middle, at = statistics.median(found), i - 0.4 + height * (place + 0.5)
+            colour = (OURS if PEERS[peer].options else OTHERS)[place]
+            axes.barh(at, middle, height * 0.92, color=colour)
+            axes.plot([min(found), max(found)], [at, at], color=GREY, linewidth=1)
+            near = f", cosine {accuracy[peer]['frame_cosine']:.4f}" if place == 0 and peer in accuracy else ""
+            axes.text(max(found) + 0.05, at, f"{middle:.1f}{near}", va="center", fontsize=8)
+    axes.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(peers)), peers)
+    axes.set_ylim(len(peers) - 0.4, -0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(left=False)
+    axes.set_xlim(left=0)
 
 
 if __name__ == "__main__":

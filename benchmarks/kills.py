@@ -3,32 +3,32 @@
     python benchmarks/kills.py             # a minute or two
 
 ``kill -9`` at 25 random moments of one run over 300 files, with ``--resume`` after each; then the output is compared
-value for value with that of a run that nobody disturbed. Writes results/kills.json and results/kills.md.
+value for value with that of a run that nobody disturbed. Writes results/kills.{json,md}.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpus import HERE, TINY, bundle, embed, lognormal, make_files
-from machine import summary
+import report
+from peers import BUNDLE
+from processes import W2V_EMBED, command, run, work_folder
+from seeded import lognormal, prepare, write_recordings
 
-from w2v_runtime.files.outputs import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
+from w2v_runtime.files.outputs import JOURNAL_SUFFIX, hidden
 
-FILES = 300
-KILLS = 25
-BATCH_SECONDS = 16
+FILES, KILLS, BATCH_SECONDS = 300, 25, 8
 
 #: Runs the command, and appends the names of each batch that left the engine to the file named first. Every batch is
 #: held back a little, so that the run is long enough to be hit at many different moments.
@@ -56,9 +56,9 @@ def recorded(output: Path) -> list[str]:
     return [json.loads(line)["path"] for line in journal.read_bytes().split(b"\n")[1:-1]]
 
 
-def kill_once(command: list[str], output: Path, reach: int, delay: float) -> int:
-    """Start the run, and kill it ``delay`` seconds after ``reach`` inputs are recorded: inputs recorded in the end."""
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+def kill_once(words: list[str], output: Path, reach: int, delay: float) -> None:
+    """Start the run, and kill it ``delay`` seconds after ``reach`` inputs are recorded."""
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
         while len(recorded(output)) < reach and process.poll() is None:
             time.sleep(0.005)
         time.sleep(delay)
@@ -67,84 +67,58 @@ def kill_once(command: list[str], output: Path, reach: int, delay: float) -> int
         raise SystemExit(f"the run ended with {process.returncode} before it was killed")
     if output.exists():
         raise SystemExit(f"{output} exists though the run was killed")
-    return len(recorded(output))
 
 
 def measure(work: Path, chance: random.Random) -> dict[str, Any]:
-    """Kill, resume and compare; the figures of results/kills.json."""
-    model = bundle(work, "tiny", TINY)
-    files = make_files(work / f"files-{FILES}", lognormal(FILES, median=2.0))
-    options = ("--batch-seconds", str(BATCH_SECONDS))
+    """Kill, resume and compare."""
+    shutil.rmtree(work, ignore_errors=True)
+    files = write_recordings(work / "files", lognormal(FILES, median=2.0))
     whole, output, log = work / "whole.npz", work / "killed.npz", work / "batches"
-    embed(files, "-m", model, "-o", whole, "--overwrite", *options)
-    for path in (log, output, *(hidden(output, suffix) for suffix in (JOURNAL_SUFFIX, VALUES_SUFFIX))):
-        path.unlink(missing_ok=True)
-    command = [sys.executable, "-c", _LOGGED, log, files, "-m", model, "-o", output, "--resume", *options]
-    command = list(map(str, command))
+    options = (files, "-m", prepare("tiny", BUNDLE) / BUNDLE, "--batch-seconds", BATCH_SECONDS)
+    run(command(W2V_EMBED, *options, "-o", whole))
+    words = [sys.executable, "-c", _LOGGED, *map(str, (log, *options, "-o", output, "--resume"))]
 
-    # The first kill falls into the start of the process; the others are spread over the files, and over the batch.
-    goals = sorted(chance.randrange(FILES - FILES // KILLS) for _ in range(KILLS - 1))
-    kept = [kill_once(command, output, 0, chance.uniform(0.05, 0.5))]
-    lost = 0
+    # The first kill falls into the start of the process; the others are spread over the files, and over the batch, and
+    # leave files enough for the last run not to end before its kill.
+    kill_once(words, output, 0, chance.uniform(0.05, 0.5))
+    goals, lost = sorted(chance.randrange(FILES * 3 // 4) for _ in range(KILLS - 1)), 0
     for goal in goals:
         before = recorded(output)
-        kept.append(kill_once(command, output, max(goal, len(before) + 1), chance.uniform(0, 0.4)))
+        kill_once(words, output, max(goal, len(before) + 1), chance.uniform(0, 0.4))
         lost += recorded(output)[: len(before)] != before
-    subprocess.run(command, check=True)
+    run(words)
 
     batches = [json.loads(line) for line in log.read_text().splitlines()]
-    times: dict[str, int] = {}
-    for path in (path for batch in batches for path in batch):
-        times[path] = times.get(path, 0) + 1
+    times = Counter(path for batch in batches for path in batch)
     with np.load(whole) as expected, np.load(output) as found:
-        same_inputs = expected["paths"].tolist() == found["paths"].tolist()
-        difference = float(np.abs(expected["embeddings"] - found["embeddings"]).max()) if same_inputs else None
-        scale = float(np.abs(expected["embeddings"]).max())
-    return {
-        "machine": summary(),
+        if expected["paths"].tolist() != found["paths"].tolist():
+            raise SystemExit("the killed run embedded other inputs than the undisturbed one")
+        difference = float(np.abs(expected["embeddings"] - found["embeddings"]).max())
+    return report.origin() | {
         "files": FILES,
-        "kills": len(kept),
-        "recorded_at_kills": kept,
+        "kills": KILLS,
         "records_lost": lost,
-        "same_inputs": same_inputs,
         "largest_difference": difference,
-        "largest_value": scale,
         "embedded_twice": sum(count - 1 for count in times.values()),
-        "most_times_one_input": max(times.values()),
         "largest_batch": max(map(len, batches)),
-        "left_behind": sorted(path.name for path in work.iterdir() if output.name in path.name),
     }
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure, and write the results."""
-    place = os.environ.get("W2V_BENCH_DIR")
-    work = Path(place) if place else Path(tempfile.mkdtemp(prefix="w2v-kills-"))
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        figures = measure(work, random.Random(0))
-    finally:
-        if place is None:
-            shutil.rmtree(work)
-    (HERE / "results" / "kills.json").write_text(json.dumps(figures, indent=2) + "\n")
-    allowed = figures["kills"] * figures["largest_batch"]
-    lines = [
-        "# Killed runs",
-        "",
-        "Made by `python benchmarks/kills.py`. Random weights; `kill -9` at random moments, `--resume` after each.",
-        "",
-        f"Machine: {figures['machine']}",
-        "",
-        "| what | records lost | inputs embedded again | largest difference from an undisturbed run |",
-        "|---|---|---|---|",
-        f"| {figures['files']} files, tiny, {figures['kills']} kills | {figures['records_lost']} (0) | "
-        f"{figures['embedded_twice']} (≤ {allowed}: a batch a kill, of up to {figures['largest_batch']} files) | "
-        + (f"{figures['largest_difference']:.1e} (≤ 1e-5)" if figures["same_inputs"] else "other inputs")
-        + " |",
-    ]
-    (HERE / "results" / "kills.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    if not options.tables:
+        report.save(options.output, "kills", measure(work_folder() / "kills", random.Random(0)))
+    found = report.load(options.output, "kills")
+    largest, allowed = found["largest_batch"], found["kills"] * found["largest_batch"]
+    said = "Made by `python benchmarks/kills.py`. Seeded weights; `kill -9` at random moments, `--resume` after each."
+    cells = {
+        "what": f"{found['files']} files, tiny, {found['kills']} kills",
+        "records lost": f"{found['records_lost']} (0)",
+        "inputs embedded again": f"{found['embedded_twice']} (≤ {allowed}: a batch a kill, of up to {largest} files)",
+        "largest difference from an undisturbed run": f"{found['largest_difference']:.1e} (≤ 1e-5)",
+    }
+    report.write(options.output, "kills", report.head("Killed runs", said, {"": found}) + report.table([cells]))
 
 
 if __name__ == "__main__":
-    main()
+    main(report.parser(__doc__).parse_args())

@@ -7,17 +7,16 @@ Each export and each verification is a process of its own; bundles are removed o
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import argparse
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
-from machine import summary
+import report
+from processes import W2V_EXPORT, W2V_MODELS, command, run, work_folder
+from report import GIB, GIGA
 
-from w2v_models import CATALOGUE
+from w2v_models import CATALOGUE, Bundle
 from w2v_models.catalogue import Variant
 
 HERE = Path(__file__).resolve().parent
@@ -38,40 +37,28 @@ MODELS = (
     "facebook/mms-1b-all",
 )
 BEGIN, END = "<!-- benchmarks/models.py writes this table -->", "<!-- end of the table -->"
-_EXPORT = "import sys; from w2v_export.cli import main; main()"
-_VERIFY = "import sys; from w2v_runtime.commands.models import main; main()"
 
 
-def run(code: str, *arguments: str) -> tuple[float, int]:
-    """Run a command as a process: (wall seconds, peak memory in bytes)."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(arguments)} failed.")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
-
-
-def measure(model: str, bundle: Path) -> dict[str, object]:
+def measure(model: str) -> dict[str, Any]:
     """Export and verify a model; what its manifest says of it."""
-    seconds, peak = run(_EXPORT, "--model", model, "--random-weights", "--overwrite", "--output", str(bundle))
-    run(_VERIFY, "verify", str(bundle))
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    rows = manifest["precisions"]["fp32"]["parity"]
-    worst = {
-        output: max(row["max_rel" if output == "layers" else "max_abs"] for row in rows if row["output"] == output)
-        for output in {row["output"] for row in rows}
-    }
-    architecture = manifest["architecture"]
-    size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    with tempfile.TemporaryDirectory(dir=work_folder()) as place:
+        bundle = Path(place) / "bundle"
+        export = run(command(W2V_EXPORT, "--model", model, "--random-weights", "--output", bundle))
+        run(command(W2V_MODELS, "verify", bundle))
+        manifest = Bundle.open(bundle).manifest
+        size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    worst: dict[str, float] = {}
+    for row in manifest.precisions["fp32"].parity:
+        found = row.max_rel if row.output == "layers" else row.max_abs
+        worst[row.output] = max(found, worst.get(row.output, 0))
     return {
-        "family": architecture["model_type"],
-        "layers": architecture["layers"],
-        "hidden": architecture["hidden_size"],
+        "family": manifest.architecture.model_type,
+        "layers": manifest.architecture.layers,
+        "hidden": manifest.architecture.hidden_size,
         "worst": worst,
         "bytes": size,
-        "export_seconds": seconds,
-        "export_peak": peak,
+        "export_seconds": export.seconds,
+        "export_peak": export.peak,
     }
 
 
@@ -123,44 +110,38 @@ def write_pages(results: dict[str, dict[str, object]]) -> None:
         path.write_text("\n".join([before + BEGIN, "", *table(results), "", END + after]), encoding="utf-8")
 
 
-def main(models: list[str]) -> None:
-    """Measure the models and write the tables; with ``--tables`` only these."""
-    if models == ["--tables"]:
-        write_tables(json.loads((HERE / "results" / "models.json").read_text()))
-        return
-    store = HERE / "results" / "models.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
-    for model in models or MODELS:
-        with tempfile.TemporaryDirectory(dir=os.environ.get("W2V_BENCH_DIR")) as folder:
-            results[model] = {"machine": summary()} | measure(model, Path(folder) / "bundle")
-        print(model, results[model], flush=True)
-        store.write_text(json.dumps(results, indent=2) + "\n")
-    write_tables(results)
+def main(options: argparse.Namespace) -> None:
+    """Measure the models and write the tables; figures of other models stay."""
+    write_tables(report.records(options, "models", options.models, measure), options.output)
 
 
-def write_tables(results: dict[str, dict[str, object]]) -> None:
-    """Write results/models.md, and the tables in docs/models.md and in the README."""
-    write_pages(results)
-    lines = ["# Models at their true size", "", "Made by `python benchmarks/models.py`. Seeded random weights.", ""]
-    lines += [
-        "max |Δ| against PyTorch over the parity cases, alone and batched (layers: relative to the largest value).",
-        "",
-        f"Machine: {summary()}",
-        "",
-        "| model | family | layers | size | frames | pooled | layers Δ | bundle | export | peak memory |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+def write_tables(results: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Write models.md; where that is the published one, the tables in docs/models.md and the README too."""
+    if folder == report.RESULTS:
+        write_pages(results)
+    said = (
+        "Made by `python benchmarks/models.py`. Seeded random weights. Largest |Δ| against PyTorch over the parity "
+        "cases, alone and batched (layers: relative to the largest value)."
+    )
+    stored = {model: results[model] for model in MODELS if model in results}
+    rows = [
+        {
+            "model": model,
+            "family": result["family"],
+            "layers": f"{result['layers']}",
+            "size": f"{result['hidden']}",
+            **{output: f"{result['worst'][output]:.1e}" for output in ("frames", "pooled")},
+            "layers Δ": f"{result['worst']['layers']:.1e}",
+            "bundle": f"{result['bytes'] / GIGA:.2f} GB",
+            "export": f"{result['export_seconds']:.0f} s",
+            "peak memory": f"{result['export_peak'] / GIB:.1f} GiB",
+        }
+        for model, result in stored.items()
     ]
-    for model in MODELS:
-        if (result := results.get(model)) is None:
-            continue
-        worst = result["worst"]
-        lines.append(
-            f"| {model} | {result['family']} | {result['layers']} | {result['hidden']} | {worst['frames']:.1e} "
-            f"| {worst['pooled']:.1e} | {worst['layers']:.1e} | {result['bytes'] / 1e9:.2f} GB "
-            f"| {result['export_seconds']:.0f} s | {result['export_peak'] / 2**30:.1f} GiB |"
-        )
-    (HERE / "results" / "models.md").write_text("\n".join(lines) + "\n")
+    report.write(folder, "models", report.head("Models at their true size", said, stored) + report.table(rows))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = report.parser(__doc__)
+    parser.add_argument("models", nargs="*", default=MODELS)
+    main(parser.parse_args())
