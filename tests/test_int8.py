@@ -147,7 +147,7 @@ def test_a_model_that_cannot_pass_is_refused(checkpoints, tmp_path, monkeypatch)
 
 def test_the_command_refuses_it_with_one_sentence(checkpoints, tmp_path):
     """Exit code 1, and nothing is left."""
-    script = "from w2v_export import int8\nint8.MARGIN = 1e-9\nfrom w2v_export.cli import main; main()"
+    script = "from w2v_export.precision import int8\nint8.MARGIN = 1e-9\nfrom w2v_export.cli import main; main()"
     arguments = ["--model", checkpoints("large"), "--output", tmp_path / "out" / "bundle", "--precision", "int8"]
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=False

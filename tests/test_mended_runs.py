@@ -121,7 +121,7 @@ main()
     done = subprocess.run([sys.executable, "-c", code, *maxima, "-o", str(merged), "--overwrite"], check=False)
     assert done.returncode == -signal.SIGKILL
     assert json.loads(Path(f"{merged}.metadata.json").read_text())["pooling"] == ["max"]
-    with pytest.raises(OutputError, match="is the metadata of another output"):
+    with pytest.raises(OutputError, match=r"is not the text that \S+ describes"):
         FinishedOutput.open(merged, suffix[1:])
     assert merge(*maxima, "-o", merged, "--overwrite").returncode == 0
     assert FinishedOutput.open(merged, suffix[1:]).metadata["pooling"] == ["max"]

@@ -195,12 +195,17 @@ def test_resume_is_for_an_equal_run(bundles, finished, precision, request_, says
             check_earlier(options, header)
 
 
-def test_resume_needs_a_journal(bundles, corpus, finished):
-    """An output without one is no run's that could be continued."""
+def test_resume_without_a_journal(bundles, corpus, finished):
+    """What the inputs were when they were embedded is unknown: all are embedded again. Another's file is refused."""
+    _, before = results(finished)
     journal_of(finished).unlink()
     code, errors = embed(corpus, "-m", bundles("base"), "-o", finished, "--resume")
-    assert code == 2
-    assert "--overwrite" in errors
+    assert (code, embedded_now(errors)) == (0, 16)
+    np.testing.assert_allclose(results(finished)[1], before, rtol=0, atol=1e-5)
+    journal_of(finished).unlink()
+    np.savez(finished, embeddings=np.zeros(3))
+    code, errors = embed(corpus, "-m", bundles("base"), "-o", finished, "--resume")
+    assert (code, "has no journal to resume from; replace it with --overwrite" in errors) == (2, True), errors
 
 
 def test_resume_of_a_finished_output_leaves_it_untouched(bundles, corpus, finished):

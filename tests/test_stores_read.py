@@ -23,7 +23,9 @@ NAMES_OF_OUTPUTS = ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", 
 TOKENS = ("|", ",", '"', "file", "f0", "embedding", ', "logits": [[', ', "embeddings": [[', "a", "a", "a.b", "")
 #: Its shortest decimal, 7.038531e-26, becomes the next float32 when it is rounded to a double on the way.
 ROUNDED_TWICE = np.uint32(0x15AE43FD).view(np.float32)
-DAMAGED = "does not hold what its journal says; replace it with w2v-embed --overwrite"
+DAMAGED = (
+    r"does not hold what its journal says; replace it with w2v-embed --overwrite|is not the text that \S+ describes"
+)
 
 
 @dataclass(frozen=True)

@@ -121,10 +121,10 @@ def written_files(options: RunOptions, reads: Iterable[Use]) -> Written:
         uses.append(Use(beside(options.output.path, METADATA_SUFFIX), "the output's metadata"))
     if options.output.failures_path is not None and not is_stream(options.output.failures_path):
         uses.append(Use(options.output.failures_path, "the list of failures"))
+    written = Written(tuple(uses))
     failures = options.output.failures_path
     if options.output.format != STDOUT and failures is not None and _is_own(failures, options.output.path):
         raise OutputError(f"the list of failures {failures} is, or lies in, what the run writes; name another file.")
-    written = Written(tuple(uses))
     written.refuse_reads(reads)
     if options.output.failures_path is not None:
         check_failures(options.output.failures_path)

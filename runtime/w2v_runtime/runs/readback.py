@@ -79,7 +79,7 @@ class FinishedOutput:
             )
         metadata = read_metadata(path, kind)
         known = header is not None
-        if header is not None and metadata.get(RUN, run_record(header)) != run_record(header):
+        if header is not None and not _tells_of(metadata, header):
             raise OutputError(
                 f"{path} is not the output that {journal} was written for, as when one of them was moved or copied "
                 "alone. Bring back the other, or write it again with w2v-embed --overwrite."
@@ -179,6 +179,15 @@ class FinishedOutput:
             )
         shard, failed = Shard.of(header.shard), frozenset(header.failed)
         yield from (i for i in range(header.inputs.count) if shard.holds(i) and i not in failed)
+
+
+def _tells_of(metadata: dict[str, Any], header: Header) -> bool:
+    """Whether an output's metadata describe the run of ``header``, as far as that release's journals and outputs do."""
+    told = metadata.get(RUN)
+    if told is None:
+        return True
+    known = {name: value for name, value in run_record(header).items() if value is not None}
+    return isinstance(told, dict) and all(told.get(name) == value for name, value in known.items())
 
 
 def _state(path: Path) -> State:

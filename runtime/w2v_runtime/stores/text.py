@@ -80,8 +80,8 @@ def read_metadata(path: Path) -> Metadata:
     with path.open("rb") as file:
         if metadata.pop(_TEXT, None) not in (None, _described(file)):
             raise OutputError(
-                f"{_sidecar(path)} is the metadata of another output than {path}, as after a kill while both were "
-                "replaced; write that again with --overwrite."
+                f"{path} is not the text that {_sidecar(path).name} describes: it was cut or changed, or a kill came "
+                "while both were replaced. Bring it back, or write it again with --overwrite."
             )
     return metadata
 
