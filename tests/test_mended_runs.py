@@ -161,7 +161,7 @@ def test_a_link_to_a_list_of_failures_stays_one(bundles, corpus, tmp_path):
     target, link = tmp_path / "lists" / "real.jsonl", tmp_path / "link.jsonl"
     target.write_text(json.dumps({"path": "old", "stage": "read", "reason": "of an earlier run"}) + "\n")
     link.symlink_to("lists/real.jsonl")
-    assert run(bundles, corpus, "-o", tmp_path / "out.npz", "--failures", link)[0] == 3
+    assert run(bundles, corpus, "-o", tmp_path / "out.npz", "--failures", link, "--overwrite")[0] == 3
     assert os.readlink(link) == "lists/real.jsonl"
     assert [json.loads(line)["path"] for line in target.read_text().splitlines()] == [str(corpus / "bad.wav")]
 
@@ -453,3 +453,46 @@ def test_lists_with_other_marks(bundles, corpus, tmp_path):
     listed.write_bytes(b"\xef\xbb\xbf" + os.fsencode(f"{corpus}/0.wav\0{corpus}/1.wav\0"))
     code, errors = run(bundles, "--files-from", listed, "--null", "-o", tmp_path / "out.npz")
     assert (code, "2 files embedded" in errors) == (0, True), errors
+
+
+def test_the_list_of_another_run_is_not_begun_anew(bundles, corpus, tmp_path):
+    """--failures with one name for several runs: the second is refused unless it goes on or starts again."""
+    (corpus / "bad.wav").write_bytes(b"no sound")
+    failures = tmp_path / "failed.jsonl"
+    assert run(bundles, corpus, "-o", tmp_path / "a.npz", "--failures", failures)[0] == 3
+    before = failures.read_text()
+    code, errors = run(bundles, corpus / "0.wav", "-o", tmp_path / "b.npz", "--failures", failures)
+    assert (code, "lists the failures of an earlier run" in errors) == (2, True), errors
+    assert failures.read_text() == before
+    assert run(bundles, corpus, "-o", tmp_path / "a.npz", "--failures", failures, "--resume")[0] == 3
+    assert failures.read_text() == before
+
+
+@pytest.mark.parametrize("choice", [(), ("--overwrite",)])
+def test_a_foreign_file_in_the_journal_s_place_stays(bundles, corpus, tmp_path, choice):
+    """Whatever is asked for: it is named, and nothing is written."""
+    output = tmp_path / "out.npz"
+    journal_of(output).write_text("my diary\n")
+    code, errors = run(bundles, corpus, "-o", output, *choice)
+    assert (code, "and is none; move it away" in errors) == (2, True), errors
+    assert journal_of(output).read_text() == "my diary\n"
+    assert left_beside(output) == [journal_of(output).name]
+
+
+def test_another_program_s_file_is_not_said_to_be_continued(bundles, corpus, tmp_path):
+    """A table of the user's under the output's name: refused as what it is, with or without --resume."""
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\na.wav,1\n")
+    for choice in ((), ("--resume",)):
+        code, errors = run(bundles, corpus, "-o", table, *choice)
+        assert (code, "was not written by w2v-embed, so --resume cannot continue it" in errors) == (2, True), errors
+    assert table.read_text() == "file,label\na.wav,1\n"
+
+
+def test_failures_beyond_the_first_are_counted(bundles, corpus, tmp_path):
+    """Three are shown, and how many more there are."""
+    for index in range(5):
+        (corpus / f"bad{index}.wav").write_bytes(b"no sound")
+    code, errors = run(bundles, corpus, "-o", tmp_path / "out.npz")
+    assert (code, errors.count("failed: /")) == (3, 3)
+    assert "w2v-embed: failed: … and 2 more\n" in errors

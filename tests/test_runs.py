@@ -205,7 +205,7 @@ def test_resume_without_a_journal(bundles, corpus, finished):
     journal_of(finished).unlink()
     np.savez(finished, embeddings=np.zeros(3))
     code, errors = embed(corpus, "-m", bundles("base"), "-o", finished, "--resume")
-    assert (code, "has no journal to resume from; replace it with --overwrite" in errors) == (2, True), errors
+    assert (code, "has no journal to resume from, and was not written by w2v-embed" in errors) == (2, True), errors
 
 
 def test_resume_of_a_finished_output_leaves_it_untouched(bundles, corpus, finished):

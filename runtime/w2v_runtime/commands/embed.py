@@ -142,6 +142,8 @@ def embed(
         if not quiet:
             for failure in summary.first_failures:
                 terminal.say(NAME, f"failed: {failure.path}: {failure.reason}")
+            if more := summary.failed - len(summary.first_failures):
+                terminal.say(NAME, f"failed: … and {more} more")
             terminal.say(NAME, _summary_line(summary, options, sources.passed_over))
     sys.exit(FINISHED_WITH_FAILURES if summary.failed else 0)
 

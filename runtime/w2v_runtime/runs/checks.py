@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from w2v_runtime.files.outputs import (
     resolved,
 )
 from w2v_runtime.runs.failures import check_failures, is_stream
-from w2v_runtime.runs.journal import DamagedJournalError, Header, adopt_earlier, earlier_journal
+from w2v_runtime.runs.journal import DamagedJournalError, Header, adopt_earlier, earlier_journal, is_foreign
 from w2v_runtime.runs.options import STDOUT, RunOptions
 from w2v_runtime.runs.readback import FinishedOutput
 from w2v_runtime.stores import check_metadata_file
@@ -40,15 +41,40 @@ def check_earlier(options: RunOptions, header: Header) -> None:
         adopt_earlier(output)
         earlier = earlier_header(options)
         if earlier is None and there:
-            raise OutputError(f"{output} has no journal to resume from; replace it with --overwrite.")
+            raise OutputError(f"{output} has no journal to resume from, and {_foreign(output)}")
         if earlier is not None:
             _refuse_other(output, earlier, header)
     elif not options.output.overwrite and there:
+        if not hidden(output, JOURNAL_SUFFIX).exists() and earlier_header(options) is None:
+            raise OutputError(f"{output} exists, and {_foreign(output)}")
         raise OutputError(f"{output} exists; continue it with --resume or replace it with --overwrite.")
     elif not options.output.overwrite and is_unfinished(output):
         raise OutputError(
             f"{output} has an unfinished run beside it ({hidden(output, JOURNAL_SUFFIX).name}); "
             "continue it with --resume or start again with --overwrite."
+        )
+    journal = hidden(output, JOURNAL_SUFFIX)
+    if not options.output.resume and os.path.lexists(journal) and is_foreign(journal):
+        raise OutputError(f"{journal} has the name of the run's journal and is none; move it away.")
+    _check_list(options)
+
+
+def _foreign(output: Path) -> str:
+    return (
+        "was not written by w2v-embed, so --resume cannot continue it; name another --output, or lose what "
+        f"{output.name} holds with --overwrite."
+    )
+
+
+def _check_list(options: RunOptions) -> None:
+    """Refuse to begin with a list of failures of another run, which ``--failures`` names: it would be lost."""
+    output, failures = options.output, options.output.failures
+    if failures is None or output.resume or output.overwrite or is_stream(failures) or not failures.exists():
+        return
+    if failures.stat().st_size:
+        raise OutputError(
+            f"{failures} lists the failures of an earlier run; name another file, or continue or replace that run "
+            "with --resume or --overwrite."
         )
 
 

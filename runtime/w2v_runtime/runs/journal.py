@@ -330,6 +330,17 @@ def write_journal(path: Path, header: Header, entries: Iterable[Entry]) -> None:
     replace(temporary, path)
 
 
+def is_foreign(journal: Path) -> bool:
+    """Whether a file with a journal's name holds nothing that a run wrote: no header, torn or whole, and no entry."""
+    if journal.is_symlink() or not journal.is_file():
+        return True
+    with journal.open("rb") as file:
+        first = file.read(len(_FIRST_BYTES))
+    if not first.strip(b"\0") or _FIRST_BYTES.startswith(first):
+        return False
+    return not any(read_entries(journal, checksums=False))
+
+
 def earlier_journal(output: Path) -> Path:
     """Where the previous release kept the journal of an output."""
     return beside(output, EARLIER_SUFFIXES[JOURNAL_SUFFIX])
