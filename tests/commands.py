@@ -56,6 +56,14 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.005)
 
 
+def run_merge(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run ``w2v-merge`` to its end."""
+    code = "from w2v_runtime.commands.merge import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
 def write_corpus(folder: Path, count: int, median: float = 0.8) -> Path:
     """A folder of recordings of unequal lengths, ``000.wav`` and on."""
     folder.mkdir()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from commands import assert_same, embed, journal_of, left_beside, results, start, wait_for
+from commands import assert_same, embed, journal_of, left_beside, results, run_merge, start, wait_for
 from conftest import speech
 from w2v_models import OutputError
 from w2v_runtime.runs import merge as merging
@@ -36,14 +36,6 @@ def corpus(tmp_path):
 
 def run(bundles, *arguments: object, cwd: Path | None = None, before: str = "") -> tuple[int, str]:
     return embed(*arguments, "-m", bundles("base"), cwd=cwd, before=before)
-
-
-def merge(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """``w2v-merge`` in a process of its own."""
-    code = "from w2v_runtime.commands.merge import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 @pytest.mark.parametrize(("samples", "rate"), [(1, 48000), (1, 44100), (2, 96000), (3, 1_000_000)])
@@ -105,7 +97,7 @@ def test_rows_do_not_go_with_the_metadata_of_others(bundles, corpus, tmp_path, s
     means, maxima = (shards(bundles, corpus, tmp_path / place, suffix, *options) for place, options in (
         ("", ()), ("max", ("--pooling", "max"))))  # fmt: skip
     merged = tmp_path / f"all{suffix}"
-    assert merge(*means, "-o", merged).returncode == 0
+    assert run_merge(*means, "-o", merged).returncode == 0
     code = f"""
 import os, signal
 from pathlib import Path
@@ -123,7 +115,7 @@ main()
     assert json.loads(Path(f"{merged}.metadata.json").read_text())["pooling"] == ["max"]
     with pytest.raises(OutputError, match=r"is not the text that \S+ describes"):
         FinishedOutput.open(merged, suffix[1:])
-    assert merge(*maxima, "-o", merged, "--overwrite").returncode == 0
+    assert run_merge(*maxima, "-o", merged, "--overwrite").returncode == 0
     assert FinishedOutput.open(merged, suffix[1:]).metadata["pooling"] == ["max"]
 
 
@@ -138,7 +130,7 @@ def test_parts_tell_of_their_list_once_it_grew(bundles, corpus, tmp_path):
             options = ("--files-from", listed, "-o", part, "--shard", f"{shard}/2")
             assert run(bundles, *options, *choice)[0] == 0
     copies = [shutil.copy(part, tmp_path / f"copy-{part.name}") for part in parts]
-    done = merge(*copies, "-o", tmp_path / "all.npz")
+    done = run_merge(*copies, "-o", tmp_path / "all.npz")
     assert done.returncode == 0, done.stderr
     assert results(tmp_path / "all.npz")[0] == ["0.wav", "1.wav", "2.wav"]
 
@@ -151,7 +143,7 @@ def test_a_list_of_failures_goes_when_nothing_fails_any_more(bundles, corpus, tm
     (corpus / "bad.wav").unlink()
     assert run(bundles, corpus, "-o", output, "--resume")[0] == 0
     assert left_beside(output) == [".out.npz.w2v-journal", "out.npz"]
-    assert merge(output, "-o", tmp_path / "all.npz").returncode == 0
+    assert run_merge(output, "-o", tmp_path / "all.npz").returncode == 0
 
 
 def test_a_link_to_a_list_of_failures_stays_one(bundles, corpus, tmp_path):
@@ -256,7 +248,7 @@ def test_an_output_of_another_list_is_not_taken_for_its_own(bundles, corpus, tmp
         os.rename(f"{second}.metadata.json", f"{first}.metadata.json")
     code, errors = run(bundles, *names, corpus / "2.wav", "-o", first, "--resume")
     assert (code, "is not the output that" in errors) == (2, True), errors
-    done = merge(first, "-o", tmp_path / "all.npz")
+    done = run_merge(first, "-o", tmp_path / "all.npz")
     assert (done.returncode, "is not the output that" in done.stderr) == (2, True), done.stderr
 
 
@@ -272,7 +264,7 @@ def test_rows_that_were_sorted_are_not_taken_for_others(bundles, corpus, tmp_pat
     soundfile.write(corpus / "9.wav", speech(1), 16000)
     code, errors = run(bundles, corpus, "-o", output, "--resume")
     assert (code, "it was changed since it was written" in errors) == (2, True), errors
-    assert merge(output, "-o", tmp_path / "all.npz").returncode == 2
+    assert run_merge(output, "-o", tmp_path / "all.npz").returncode == 2
 
 
 def test_a_list_of_failures_has_one_run_at_a_time(bundles, corpus, tmp_path):
@@ -295,12 +287,12 @@ def test_a_merge_counts_what_failed_and_not_what_lies_around(bundles, corpus, tm
     parts = [tmp_path / "p1.npz", tmp_path / "p2.npz"]
     for shard, part in enumerate(parts, 1):
         run(bundles, corpus, "-o", part, "--shard", f"{shard}/2", "--failures", tmp_path / f"f{shard}.jsonl")
-    done = merge(*parts, "-o", tmp_path / "all.npz")
+    done = run_merge(*parts, "-o", tmp_path / "all.npz")
     assert (done.returncode, "1 failed (listed where --failures said)" in done.stderr) == (3, True), done.stderr
     assert run(bundles, corpus, "-o", parts[0], "--overwrite")[0] == 3
     shutil.copy(corpus / "0.wav", corpus / "bad.wav")
     assert run(bundles, corpus, "-o", parts[0], "--resume", "--failures", tmp_path / "f.jsonl")[0] == 0
-    done = merge(parts[0], "-o", tmp_path / "whole.npz")
+    done = run_merge(parts[0], "-o", tmp_path / "whole.npz")
     assert (done.returncode, "failed" in done.stderr) == (0, False), done.stderr
 
 

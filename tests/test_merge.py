@@ -6,8 +6,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands import journal_line
+from commands import journal_line, run_merge
 from w2v_models.errors import OutputError
 from w2v_runtime.embedding.results import Embedding, FrameTimes
 from w2v_runtime.runs.inputs import Shard
@@ -494,15 +492,10 @@ def test_many_parts_in_flat_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert peak < 6e6
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    code = "from w2v_runtime.commands.merge import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-
-
 def test_command(tmp_path: Path) -> None:
     """The command joins and says so on standard error; what it refuses is one sentence and exit code 2."""
     parts, output = three_parts(tmp_path), str(tmp_path / "out.jsonl")
-    done = command("-o", output, *parts)
+    done = run_merge("-o", output, *parts)
     assert (done.returncode, done.stdout) == (3, "")
     failed = "1 failed (listed where --failures said)"
     assert done.stderr == f"w2v-merge: 9 inputs from 3 parts, {failed} → {output}\n"
@@ -516,13 +509,13 @@ def test_command(tmp_path: Path) -> None:
         (("-o", str(tmp_path / "x.wav"), *parts), "no known format"),
         (("-o", str(tmp_path / "x.npz")), "PART"),
     ):
-        refused = command(*words)
+        refused = run_merge(*words)
         assert refused.returncode == 2
         assert message in refused.stderr
         assert "Traceback" not in refused.stderr
-    assert command("-o", output, "--overwrite", *parts).returncode == 3
+    assert run_merge("-o", output, "--overwrite", *parts).returncode == 3
     failures_of(parts[0]).write_text(failure(4))
-    failed = command("-o", output, "--overwrite", *parts)
+    failed = run_merge("-o", output, "--overwrite", *parts)
     assert failed.returncode == 3
     assert failed.stderr == f"w2v-merge: 9 inputs from 3 parts, 1 failed (see {output}.failures.jsonl) → {output}\n"
     assert not list(tmp_path.glob("*.lock"))

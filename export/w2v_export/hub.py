@@ -11,6 +11,7 @@ from typing import Final
 
 from w2v_export import weight_files
 from w2v_models.errors import CheckpointError
+from w2v_runtime.engines import installed
 
 CONFIG: Final = "config.json"
 PREPROCESSOR: Final = "preprocessor_config.json"
@@ -103,5 +104,4 @@ def _hub_errors(model: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without a full stop, or its class name if the message is empty."""
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return installed.first_line(error).rstrip(".")

@@ -80,8 +80,7 @@ def command(name: str) -> Iterator[None]:
             signal.signal(number, signal.default_int_handler)
     try:
         yield
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         say(name, "interrupted")
         sys.exit(INTERRUPTED)

@@ -5,6 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import BinaryIO
+
+
+def flush(file: BinaryIO) -> None:
+    """Bring what was written to an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_file(path: Path) -> None:

@@ -23,9 +23,7 @@ from w2v_runtime.runs.failures import check_failures, is_stream
 from w2v_runtime.runs.journal import DamagedJournalError, Header, adopt_earlier, earlier_journal, is_foreign
 from w2v_runtime.runs.options import STDOUT, RunOptions
 from w2v_runtime.runs.readback import FinishedOutput
-from w2v_runtime.stores import check_metadata_file
-
-_TEXT_FORMATS = ("csv", "jsonl")
+from w2v_runtime.stores import TEXT_FORMATS
 
 
 def check_earlier(options: RunOptions, header: Header) -> None:
@@ -35,8 +33,6 @@ def check_earlier(options: RunOptions, header: Header) -> None:
         OutputError: the output exists or is unfinished; the message names the choices, or the options that differ.
     """
     output, there = options.output.path, exists(options.output.path)
-    if options.output.format in _TEXT_FORMATS:
-        check_metadata_file(beside(output, METADATA_SUFFIX))
     if options.output.resume:
         adopt_earlier(output)
         earlier = earlier_header(options)
@@ -136,22 +132,21 @@ def written_files(options: RunOptions, reads: Iterable[Use]) -> Written:
     Raises:
         OutputError: a file is written twice or also read, or the list of failures would replace a user's file.
     """
-    uses = []
-    if options.output.format != STDOUT:
+    output, failures, uses = options.output, options.output.failures_path, list[Use]()
+    if output.format != STDOUT:
         uses += [
-            Use(options.output.path, "the output"),
-            Use(hidden(options.output.path, JOURNAL_SUFFIX), "the run's journal"),
-            Use(hidden(options.output.path, VALUES_SUFFIX), "the run's record of results"),
+            Use(output.path, "the output"),
+            Use(hidden(output.path, JOURNAL_SUFFIX), "the run's journal"),
+            Use(hidden(output.path, VALUES_SUFFIX), "the run's record of results"),
         ]
-    if options.output.format in _TEXT_FORMATS:
-        uses.append(Use(beside(options.output.path, METADATA_SUFFIX), "the output's metadata"))
-    if options.output.failures_path is not None and not is_stream(options.output.failures_path):
-        uses.append(Use(options.output.failures_path, "the list of failures"))
+    if output.format in TEXT_FORMATS:
+        uses.append(Use(beside(output.path, METADATA_SUFFIX), "the output's metadata"))
+    if failures is not None and not is_stream(failures):
+        uses.append(Use(failures, "the list of failures"))
     written = Written(tuple(uses))
-    failures = options.output.failures_path
-    if options.output.format != STDOUT and failures is not None and _is_own(failures, options.output.path):
+    if output.format != STDOUT and failures is not None and _is_own(failures, output.path):
         raise OutputError(f"the list of failures {failures} is, or lies in, what the run writes; name another file.")
     written.refuse_reads(reads)
-    if options.output.failures_path is not None:
-        check_failures(options.output.failures_path)
+    if failures is not None:
+        check_failures(failures)
     return written

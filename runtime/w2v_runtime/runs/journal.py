@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from w2v_models.errors import OutputError
 from w2v_runtime.embedding.results import Embedding
-from w2v_runtime.files.durable import replace, sync_folder
+from w2v_runtime.files.durable import flush, replace, sync_folder
 from w2v_runtime.files.outputs import EARLIER_SUFFIXES, JOURNAL_SUFFIX, VALUES_SUFFIX, beside, hidden
 from w2v_runtime.runs.inputs import is_shard
 
@@ -325,8 +325,7 @@ def write_journal(path: Path, header: Header, entries: Iterable[Entry]) -> None:
     with temporary.open("xb") as file:
         file.write(dataclasses.replace(header, finished=True, format=JOURNAL_FORMAT).to_line())
         file.writelines(dataclasses.replace(entry, offset=None).to_line() for entry in entries)
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
     replace(temporary, path)
 
 

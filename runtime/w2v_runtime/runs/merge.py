@@ -34,7 +34,7 @@ from w2v_runtime.runs.failures import check_failures, is_failure
 from w2v_runtime.runs.inputs import Shard
 from w2v_runtime.runs.journal import Entry, Header, drop_earlier, earlier_journal, write_journal
 from w2v_runtime.runs.readback import RUN, FinishedOutput, expected_results, run_record
-from w2v_runtime.stores import Layout, OutputFormat, check_metadata_file, check_place, open_store, output_format
+from w2v_runtime.stores import Layout, OutputFormat, check_place, open_store, output_format
 from w2v_runtime.stores.pending import PendingFile
 
 #: Metadata that follow from what a run computes: parts that differ in them do not belong together.
@@ -182,8 +182,6 @@ def _refuse_output(outputs: Sequence[str], merged: Path, kind: OutputFormat, ove
         raise OutputError(f"{merged} {state}; replace it with --overwrite, or name another output.")
     check_place(merged, kind, overwrite=True)
     check_failures(beside(merged, FAILURES_SUFFIX))
-    if kind in ("csv", "jsonl"):
-        check_metadata_file(beside(merged, METADATA_SUFFIX))
 
 
 def _check_same_run(parts: Sequence[Part]) -> None:

@@ -129,11 +129,14 @@ class FinishedOutput:
             yield entry, entry.embedding(array, columns)
 
     def _entries_of_the_output(self) -> Iterator[Entry]:
-        """The entries, if the output's results belong to the same paths in the same order.
+        """The entries, if the output's results belong to the same paths in the same order; those rebuilt from it do.
 
         Raises:
             OutputError: they do not, as where rows of a table were sorted.
         """
+        if not self.journal_whole:
+            yield from self._rebuilt()
+            return
         records = read_records(self.path, self.kind)
         for entry in self.entries():
             record = next(records, None)

@@ -22,7 +22,7 @@ import numpy as np
 
 from w2v_models.errors import OutputError
 from w2v_runtime.embedding.results import Embedding
-from w2v_runtime.files.durable import replace, sync_folder
+from w2v_runtime.files.durable import flush, replace, sync_folder
 from w2v_runtime.files.outputs import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
 from w2v_runtime.runs.inputs import Shard
 from w2v_runtime.runs.journal import JOURNAL_FORMAT, Entry, Header, Stamp, Values, rewritten, write_journal
@@ -74,8 +74,7 @@ class Spool:
             temporary = rewritten(self.journal_path)
             self._journal = _created(temporary)
             self._journal.write(dataclasses.replace(header, format=JOURNAL_FORMAT).to_line())
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
+            flush(self._journal)
             replace(temporary, self.journal_path)
             self._values = _created(self.values_path)
             sync_folder(self.journal_path.parent)
@@ -122,9 +121,8 @@ class Spool:
     def is_of(self, header: Header) -> bool:
         """Whether the output is :attr:`unchanged` and its run had the inputs and the failures of ``header``."""
         before = self._before
-        return (
-            self.unchanged and before is not None and (before.inputs, before.failed) == (header.inputs, header.failed)
-        )
+        told = before is not None and (before.inputs, before.failed) == (header.inputs, header.failed)
+        return told and self.unchanged
 
     @property
     def earlier(self) -> int:
@@ -148,10 +146,8 @@ class Spool:
                 moved[old] = journal.tell()
                 journal.write(dataclasses.replace(entry, offset=self._values.tell()).to_line())
                 self._write(embedding)
-            self._values.flush()
-            os.fsync(self._values.fileno())
-            journal.flush()
-            os.fsync(journal.fileno())
+            flush(self._values)
+            flush(journal)
         replace(temporary, self.journal_path)
         self._journal.close()
         self._journal = _opened(self.journal_path)
@@ -198,14 +194,12 @@ class Spool:
         """Flush everything added to disk, the values before the journal's lines that point to them."""
         if not self._lines:
             return
-        self._values.flush()
-        os.fsync(self._values.fileno())
+        flush(self._values)
         for position, entry in self._lines:
             self._set_line(position, self._journal.tell(), entry.rows)
             self._journal.write(entry.to_line())
         self._lines.clear()
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        flush(self._journal)
 
     def _set_line(self, position: int, offset: int, rows: int) -> None:
         if position >= len(self._line_offsets):
@@ -251,7 +245,7 @@ class Spool:
     def finish(self, header: Header) -> None:
         """Leave only the journal, rewritten in the output's order: the values are in the output now."""
         finished = dataclasses.replace(header, finished=True)
-        if not self.unchanged or finished != self._before:
+        if finished != self._before or not self.unchanged:
             write_journal(self.journal_path, finished, self.entries())
         self.close()
         self.values_path.unlink()
@@ -279,8 +273,7 @@ def _opened(path: Path) -> BinaryIO:
         copy = rewritten(path)
         with _created(copy) as file, path.open("rb") as shared:
             shutil.copyfileobj(shared, file)
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
         replace(copy, path)
         return _opened(path)
     return cast(BinaryIO, open(descriptor, "r+b"))

@@ -8,6 +8,7 @@ May import embedding (results), files and the rooms below them.
 
 from w2v_runtime.stores.base import EmbeddingStore, Layout
 from w2v_runtime.stores.formats import (
+    TEXT_FORMATS,
     OutputFormat,
     check_place,
     open_store,
@@ -19,14 +20,13 @@ from w2v_runtime.stores.formats import (
 )
 from w2v_runtime.stores.jsonl import write_lines
 from w2v_runtime.stores.reading import Record
-from w2v_runtime.stores.text import check_metadata_file
 
 __all__ = [
+    "TEXT_FORMATS",
     "EmbeddingStore",
     "Layout",
     "OutputFormat",
     "Record",
-    "check_metadata_file",
     "check_place",
     "open_store",
     "output_format",

@@ -19,6 +19,7 @@ from w2v_runtime.stores.jsonl import JsonlStore
 from w2v_runtime.stores.npy import NpyStore
 from w2v_runtime.stores.npz import NpzStore
 from w2v_runtime.stores.pending import PendingFile, PendingFolder, check_file, check_folder
+from w2v_runtime.stores.text import check_metadata_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 OutputFormat = Literal["npz", "csv", "jsonl", "parquet", "h5", "npy", "stdout"]
 
 STDOUT: Final = "-"
+#: Formats whose metadata stand in a file of their own beside the output.
+TEXT_FORMATS: Final = ("csv", "jsonl")
 SUFFIXES: Final = (".npz", ".csv", ".jsonl", ".parquet", ".h5")
 #: The package that a format needs beyond the base install, and the extra that brings it.
 _EXTRAS: Final = {"parquet": ("pyarrow", "parquet"), "h5": ("h5py", "hdf5")}
@@ -58,11 +61,14 @@ def check_place(path: Path, kind: str | None = None, overwrite: bool = False) ->
     """Refuse an output that :func:`open_store` would refuse, before any work is done for it.
 
     Raises:
-        OutputError: it exists and may not be overwritten, its folder is missing or not writable, or its format is
-            unknown.
+        OutputError: it exists and may not be overwritten, its folder is missing or not writable, its format is
+            unknown, or another file is in the place of its metadata.
     """
     path = Path(os.path.realpath(path))
-    (check_folder if (kind or output_format(str(path))) == "npy" else check_file)(path, overwrite)
+    kind = kind or output_format(str(path))
+    (check_folder if kind == "npy" else check_file)(path, overwrite)
+    if kind in TEXT_FORMATS:
+        check_metadata_file(path)
 
 
 def open_store(path: Path, layout: Layout, kind: str | None = None, overwrite: bool = False) -> EmbeddingStore:

@@ -93,12 +93,13 @@ def _described(file: BinaryIO) -> dict[str, int]:
     return {"bytes": size, "tail_crc32": zlib.crc32(file.read())}
 
 
-def check_metadata_file(path: Path) -> None:
-    """Refuse to write an output's metadata to ``path`` if a file there is not the metadata of an earlier output.
+def check_metadata_file(output: Path) -> None:
+    """Refuse a text output if the file in the place of its metadata is not the metadata of an earlier output.
 
     Raises:
-        OutputError: there is such a file, or ``path`` cannot be written.
+        OutputError: there is such a file, or it cannot be written.
     """
+    path = _sidecar(output)
     check_file(path, overwrite=True)
     if path.exists() and not is_metadata(path.read_bytes()):
         raise OutputError(
@@ -120,7 +121,7 @@ class TextOutput:
 
     def __init__(self, pending: PendingFile) -> None:
         self._pending = pending
-        check_metadata_file(_sidecar(pending.path))
+        check_metadata_file(pending.path)
         self._sidecar = PendingFile(_sidecar(pending.path), overwrite=True)
         self.file = io.TextIOWrapper(pending.create(), encoding="utf-8", errors="surrogateescape", newline="")
 
