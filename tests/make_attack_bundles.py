@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from w2v_models.bundle import MANIFEST, MAX_MANIFEST_BYTES, record
 
 GRAPH: Final = "onnx/model.onnx"
-WINDOWS: Final = "onnx/windows.onnx"
+ENCODER: Final = "onnx/encoder.onnx"
 DATA: Final = "onnx/model.onnx_data"
 OUTSIDE: Final = "outside"
 #: What lies there: ordinary bytes, and a pipe that nobody writes to, on which a reader waits for ever.
@@ -269,8 +269,8 @@ ATTACKS: Final[dict[str, Attack]] = {
     "graph-output": Attack(_renamed("embedding"), "has inputs .* where its manifest says"),
     "graph-input": Attack(_renamed("waveform"), "has inputs .* where its manifest says"),
     "graphs-swapped": Attack(_manifest(_swapped), "has inputs .* where its manifest says"),
-    "windows-empty": Attack(
-        lambda b: _write(b, WINDOWS, b""), f"{WINDOWS} is not an ONNX model", frozenset(("verify",))
+    "encoder-empty": Attack(
+        lambda b: _write(b, ENCODER, b""), f"{ENCODER} is not an ONNX model", frozenset(("verify",))
     ),
     "data-missing": Attack(lambda b: (b / DATA).unlink(), f"{DATA} cannot be read: No such file"),
     "data-short": Attack(lambda b: os.truncate(b / DATA, 100), f"{DATA} has 100 bytes where its manifest says"),

@@ -38,7 +38,7 @@ def embedder(request, bundles) -> Embedder:
     if request.param == "openvino":
         pytest.importorskip("openvino")
     device = "cpu" if request.param == "several" else request.param
-    embedder = Embedder(bundles("base"), device=device, threads=1, windowing=Windowing(2, 0.5))
+    embedder = Embedder(bundles("base"), device=device, threads=1, windowing=Windowing(2, 0.5, whole=3))
     if request.param == "several":
         engines = [open_engine(Bundle.open(bundles("base")), "cpu", threads=1) for _ in range(2)]
         embedder._engine = SeveralEngines(engines)
@@ -148,7 +148,7 @@ def test_a_long_recording_ends_with_its_own_run(embedder, paths, hours):
 def test_a_run_left_in_its_first_pass_over_a_long_recording_ends(embedder, hours):
     """The pass that only reads, through hours, looks whether it is still wanted."""
     stops = list[Stop]()
-    embedder.embed_long, embed_long = (lambda *a: (stops.append(a[-1]), embed_long(*a))[1]), embedder.embed_long
+    embedder.read, read = (lambda *a: (stops.append(a[-1]), read(*a))[1]), embedder.read
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(next, embedder.embed_files([hours]))
         while not stops:

@@ -379,11 +379,11 @@ def test_help_is_quick_and_light(tmp_path):
 
 
 def test_the_commands_defaults_are_those_of_python():
-    """Window and context are shown by --help as the Python API has them."""
+    """Whole, window and context are shown by --help as the Python API has them."""
     from inspect import signature
 
     from w2v_runtime.commands.embed import embed
     from w2v_runtime.embedding.windows import Windowing
 
     defaults = {name: parameter.default for name, parameter in signature(embed).parameters.items()}
-    assert Windowing(defaults["window"], defaults["context"]) == Windowing()
+    assert Windowing(*(defaults[name] for name in ("window", "context", "whole"))) == Windowing()

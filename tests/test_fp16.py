@@ -181,7 +181,7 @@ def test_loudness_costs_no_accuracy(bundles, kind, peak) -> None:
 
 
 def test_long_audio_in_windows(bundles) -> None:
-    windowing = Windowing(window=2, context=0.5)
+    windowing = Windowing(window=2, context=0.5, whole=3)
     exact, half = (
         Embedder(bundles("base"), device="cpu", precision=precision, windowing=windowing)
         .embed((speech(9.0), RATE), level="frame")

@@ -85,7 +85,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("graph", ["model", "windows"])
+@pytest.mark.parametrize("graph", ["model", "encoder"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_attention_norms_and_activations_are_one_kernel_each(kernels, kind, precision, graph):
@@ -104,7 +104,7 @@ def test_fp32_turns_around_no_more_than_it_must(kernels, kind, transposes):
     assert chosen(kernels(kind, "fp32"), "Conv Transpose") == {"Conv": LEVELS + 1, "Transpose": transposes}
 
 
-@pytest.mark.parametrize("graph", ["model", "windows"])
+@pytest.mark.parametrize("graph", ["model", "encoder"])
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_every_int8_product_is_one_kernel(kernels, kind, graph):
     """Products are joined with their scales; equal inputs are quantised once; the position alone is a Conv, turned."""

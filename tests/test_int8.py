@@ -214,7 +214,7 @@ def test_a_bundle_of_int8_alone(checkpoints, tmp_path):
     with pytest.raises(BundleError, match="int8"):
         Embedder(folder, device="cpu")
     whole = Embedder(folder, device="cpu", precision="int8")
-    windowed = Embedder(folder, device="cpu", precision="int8", windowing=Windowing(window=2, context=1))
+    windowed = Embedder(folder, device="cpu", precision="int8", windowing=Windowing(window=2, context=1, whole=4))
     voice = speech(7), 16000
     assert cosines(whole.embed(voice).values, windowed.embed(voice).values) > 0.99
 

@@ -65,7 +65,7 @@ def test_a_batch_never_changes_a_layer(bundles, kind):
 def test_windows_have_layers_too(bundles, kind):
     """Several layers of a recording in windows, pooled and frame by frame, are those of its windows alone."""
     waveform = np.tile(speech(1.1, seed=1), 4)
-    windowed, whole = (Embedder(bundles(kind), windowing=w) for w in (Windowing(1, 9), Windowing()))
+    windowed, whole = (Embedder(bundles(kind), windowing=w) for w in (Windowing(1, 9, whole=1), Windowing()))
     for options in ({"level": "frame"}, {"pooling": "mean,max"}):
         ours = windowed.embed((waveform, 16000), layer="0,2,last", **options).values
         theirs = whole.embed((waveform, 16000), layer="0,2,last", **options).values
@@ -102,7 +102,7 @@ def test_layer_weights_make_one_vector_of_all_layers(bundles, waveform, tmp_path
     assert np.abs(frames - expected).max() <= FRAMES
     pooled = embedder.embed((waveform, 16000), pooling="mean,std", layer_weights=weights).values
     assert np.abs(pooled - np.concatenate([expected.mean(0), expected.std(0)])).max() <= FRAMES
-    windowed = Embedder(embedder.bundle, windowing=Windowing(1, 9))
+    windowed = Embedder(embedder.bundle, windowing=Windowing(1, 9, whole=1))
     long = np.tile(waveform, 9)
     one, other = (e.embed((long, 16000), layer_weights=weights).values for e in (windowed, embedder))
     assert np.abs(one - other).max() <= FRAMES

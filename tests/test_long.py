@@ -1,4 +1,4 @@
-"""Long audio: joined windows equal PyTorch on the same windows, with the whole recording's statistics."""
+"""Long audio: whole recordings equal PyTorch, and joined windows equal PyTorch on the same windows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import speech
-from w2v_models import TOLERANCES, ConvStack, RefusedError
+from w2v_models import TOLERANCES, AudioError, ConvStack, RefusedError
 from w2v_runtime import Embedder
+from w2v_runtime.audio.reading import Audio
 from w2v_runtime.embedding.moments import WaveformMoments
 from w2v_runtime.embedding.pooling import RunningPool
 from w2v_runtime.embedding.results import Request
@@ -46,7 +47,9 @@ def windowed_reference(folder, waveform: np.ndarray, windowing: Windowing) -> np
 
 
 @pytest.mark.parametrize("kind", ["base", "large", "emotion"])
-@pytest.mark.parametrize("windowing", [Windowing(2, 0.5), Windowing(1, 0), Windowing(3.3, 1.1)])
+@pytest.mark.parametrize(
+    "windowing", [Windowing(2, 0.5, whole=3), Windowing(1, 0, whole=0), Windowing(3.3, 1.1, whole=5.5)]
+)
 def test_windows_equal_pytorch_on_the_same_windows(checkpoints, bundles, kind, windowing, tmp_path):
     """Frames, all poolings and logits of 7.3 s in windows, from a file and from an array."""
     waveform = speech(7.3, seed=5) * np.linspace(0.1, 1, round(7.3 * 16000), dtype=np.float32) + np.float32(0.02)
@@ -71,29 +74,92 @@ def test_windows_equal_pytorch_on_the_same_windows(checkpoints, bundles, kind, w
 
 
 @pytest.mark.parametrize("device", ["cpu", "openvino"])
-def test_windows_of_the_usual_size_join_to_the_whole(bundles, device):
-    """45 s as everybody gets them, of a middle layer and in frames: near the recording embedded whole."""
+@pytest.mark.parametrize("kind", ["base", "large", "emotion"])
+def test_a_long_recording_is_embedded_as_pytorch_embeds_the_whole(checkpoints, bundles, kind, device):
+    """A minute, longer than one run takes: frames, pooled vectors and logits are PyTorch's; in windows they are not."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
     if device == "openvino":
         pytest.importorskip("openvino")
-    waveform = speech(45, seed=3), 16000
-    usual, whole = (Embedder(bundles("base"), device=device, windowing=w) for w in (Windowing(), Windowing(46, 0)))
-    for request in ({"layer": 1}, {"level": "frame"}):
-        found, expected = (embedder.embed(waveform, **request).values for embedder in (usual, whole))
-        assert found.shape == expected.shape
-        assert np.abs(found - expected).max() < 5e-3
+    waveform = speech(61.3, seed=3) * np.linspace(0.1, 1, round(61.3 * 16000), dtype=np.float32)
+    model = transformers.Wav2Vec2Model.from_pretrained(checkpoints(kind)).eval()
+    extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(checkpoints(kind))
+    with torch.inference_mode():
+        values = extractor(waveform, sampling_rate=16000, return_tensors="pt").input_values
+        expected = model(values).last_hidden_state[0].numpy()
+    embedder = Embedder(bundles(kind), device=device)
+    frames = embedder.embed((waveform, 16000), level="frame")
+    assert frames.values.shape == expected.shape
+    assert np.abs(frames.values - expected).max() <= FRAMES
+    pooled = embedder.embed((waveform, 16000), pooling="mean,std,min,max")
+    assert np.abs(pooled.values - pool(expected, ("mean", "std", "min", "max"))).max() <= FRAMES
+    assert np.abs(pooled.values[:48] - expected.mean(0)).max() <= POOLED
+    if kind == "emotion":
+        assert np.abs(pooled.logits - frames.logits).max() <= POOLED
+    windowed = Embedder(bundles(kind), device=device, windowing=Windowing(whole=60))
+    assert np.abs(windowed.embed((waveform, 16000), level="frame").values - expected).max() > 10 * FRAMES
+
+
+def test_a_recording_that_is_read_twice_is_embedded_whole_too(bundles, tmp_path, monkeypatch):
+    """Beyond what is held in memory, whole recordings and windows come from a second pass over the file."""
+    from w2v_runtime.embedding import model
+
+    waveform = speech(45, seed=3)
+    soundfile.write(tmp_path / "long.wav", waveform, 16000, subtype="FLOAT")
+    embedder = Embedder(bundles("base"))
+    held = embedder.embed(tmp_path / "long.wav", level="frame")
+    monkeypatch.setattr(model, "HELD_SECONDS", 10)
+    assert not embedder.read(tmp_path / "long.wav").held
+    twice = embedder.embed(tmp_path / "long.wav", level="frame")
+    assert np.array_equal(twice.values, held.values)
+    assert (twice.duration, twice.warnings) == (held.duration, held.warnings)
+
+
+def test_long_recordings_of_one_call_share_their_batches(bundles, monkeypatch):
+    """Pieces and windows of three recordings, whole and windowed, in batches of two minutes: each has its own values."""
+    embedder = Embedder(bundles("base"), windowing=Windowing(5, 1, whole=50))
+    audios = [Audio(speech(seconds, seed=i), 16000, seconds) for i, seconds in enumerate((61, 45, 72.7))]
+    longs = [(f"{i}", embedder.long(audio)) for i, audio in enumerate(audios)]
+    rows, run = [], embedder.engine.run
+    monkeypatch.setattr(
+        embedder.engine,
+        "run",
+        lambda feeds, *rest: (rows.append(len(next(iter(feeds.values())))), run(feeds, *rest))[1],
+    )
+    together = embedder.embed_long(longs, Request("frame"), batch_seconds=120)
+    assert max(rows) > 8
+    for one, (_, long) in zip(together, longs, strict=True):
+        (alone,) = embedder.embed_long([("", long)], Request("frame"))
+        assert np.abs(one.values - alone.values).max() <= FRAMES / 5
+
+
+def test_a_recording_that_fails_costs_no_other_of_its_call(bundles, tmp_path):
+    """One of three long recordings is cut between the two passes: it has its error, the others have their values."""
+    embedder = Embedder(bundles("base"), windowing=Windowing(5, 1, whole=20))
+    paths = [tmp_path / f"{i}.wav" for i in range(3)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, speech(310, seed=i), 16000)
+    longs = [(path.name, embedder.read(path)) for path in paths]
+    with paths[1].open("r+b") as file:
+        file.truncate(2_000_000)
+    first, cut, last = embedder.embed_long(longs, Request(), batch_seconds=600)
+    assert isinstance(cut, AudioError)
+    assert "changed while it was read" in str(cut)
+    for found, path in ((first, paths[0]), (last, paths[2])):
+        assert np.abs(found.values - embedder.embed(path).values).max() <= POOLED
 
 
 @pytest.mark.parametrize("kind", ["base", "large"])
-def test_one_window_is_the_whole(bundles, kind):
-    """A recording that fits one window gives the same through the graph for windows."""
+def test_in_pieces_it_is_the_whole(bundles, kind):
+    """A recording of any length gives the same through the graphs for long ones."""
     from w2v_runtime.audio.reading import from_array
 
     embedder = Embedder(bundles(kind))
     for samples in (400, 5000, 33333):
         audio = from_array(speech(samples / 16000), 16000, 16000)
-        windowed = embedder.embed_windowed("", audio, Request("frame"))
+        (pieced,) = embedder.embed_long([("", embedder.long(audio))], Request("frame"))
         whole = embedder.embed((audio.samples, 16000), level="frame")
-        assert np.abs(windowed.values - whole.values).max() <= FRAMES / 5
+        assert np.abs(pieced.values - whole.values).max() <= FRAMES / 5
 
 
 @given(
@@ -103,16 +169,13 @@ def test_one_window_is_the_whole(bundles, kind):
 )
 @settings(max_examples=200, deadline=None)
 def test_windows_hold_every_frame_once(samples, window, context):
-    """Cores tile the frames; each window's samples give just its frames, from a frame's first sample on."""
-    frames, expected = WAV2VEC2.num_frames(samples), 0
-    for w in plan_windows(samples, 16000, WAV2VEC2, Windowing(window, context)):
+    """They tile the frames, and have the context that was asked for as far as the recording goes."""
+    frames, expected, around = WAV2VEC2.num_frames(samples), 0, round(context * 50)
+    for w in plan_windows(frames, 16000, WAV2VEC2, Windowing(window, context)):
         assert w.first == expected
-        assert w.start % WAV2VEC2.stride == 0
-        assert 0 <= w.start < w.stop <= samples
-        inside = WAV2VEC2.num_frames(w.stop - w.start)
-        assert w.skip == w.first - w.start // WAV2VEC2.stride
-        assert w.skip + (w.last - w.first) <= inside
-        assert inside <= round(window * 50) + 2 * round(context * 50)
+        assert w.begin == max(0, w.first - around)
+        assert w.end == min(frames, w.last + around)
+        assert 0 < w.last - w.first <= round(window * 50)
         expected = w.last
     assert expected == frames
 
@@ -120,18 +183,25 @@ def test_windows_hold_every_frame_once(samples, window, context):
 @given(st.data())
 @settings(max_examples=50, deadline=None)
 def test_moments_do_not_depend_on_the_blocks(data):
-    """Mean, variance and the frames' mean and covariance equal numpy's over the whole, offset and quiet audio too."""
+    """Mean, variance and the frames' mean and covariance equal numpy's over the whole, whatever the blocks.
+
+    Offset and quiet audio too, and frames with gaps between them, where the stride is longer than the kernel.
+    """
+    kernel, stride = data.draw(st.sampled_from([(10, 5), (3, 5), (4, 4), (2, 9)]))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    wave = data.draw(st.sampled_from([1.0, 1e-3])) * rng.standard_normal(5000) + data.draw(st.sampled_from([0, 0.7]))
+    wave = data.draw(st.sampled_from([1.0, 1e-3])) * rng.standard_normal(5000) + data.draw(
+        st.sampled_from([0, 0.7, 50])
+    )
     wave = wave.astype(np.float32)
     cuts = sorted(data.draw(st.lists(st.integers(0, 5000), max_size=12)))
-    moments = WaveformMoments(10, 5)
+    moments = WaveformMoments(kernel, stride)
     for block in np.split(wave, cuts):
         moments.add(block)
     vector, exact = moments.vector().astype(np.float64), wave.astype(np.float64)
-    frames = np.lib.stride_tricks.sliding_window_view(exact, 10)[::5]
+    frames = np.lib.stride_tricks.sliding_window_view(exact, kernel)[::stride]
     centred = frames - frames.mean(0)
-    expected = [exact.mean(), exact.var(), *frames.mean(0), *(centred.T @ centred / len(frames)).ravel()]
+    relative = frames.mean(0) - float(np.float32(exact.mean()))
+    expected = [exact.mean(), exact.var(), *relative, *(centred.T @ centred / len(frames)).ravel()]
     np.testing.assert_allclose(vector, expected, rtol=2e-6, atol=1e-7 * exact.var())
 
 
@@ -155,3 +225,5 @@ def test_windows_out_of_bounds_are_refused():
         Windowing(window=0.5)
     with pytest.raises(RefusedError, match="0 to 300"):
         Windowing(context=-1)
+    with pytest.raises(RefusedError, match="0 to 86400"):
+        Windowing(whole=float("inf"))

@@ -116,7 +116,7 @@ def test_what_is_asked_for_is_what_onnxruntime_answers(models):
         {"layer_weights": [0.1, 0.2, 0.3, 0.4]},
         {"layer": "all", "level": "frame"},
     )
-    windowing = Windowing(window=1, context=0.5)
+    windowing = Windowing(window=1, context=0.5, whole=2)
     mine, theirs = (Embedder(bundle, device=device, windowing=windowing) for device in ("openvino", "cpu"))
     for request in asked:
         for seconds in (0.7, 4.1):

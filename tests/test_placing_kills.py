@@ -89,7 +89,7 @@ def test_the_second_of_two_to_one_place_is_refused_and_the_first_left_alone(bund
     """At once, with the process that holds the place; its unfinished folder stays, and it completes."""
     first = start(bundles("emotion"), old, 1)
     staging = old.parent / ".bundle.w2v-new"
-    wait_for((staging / "onnx" / "windows.onnx").exists, first)
+    wait_for((staging / "onnx" / "encoder.onnx").exists, first)
     first.send_signal(signal.SIGSTOP)
     second = start(bundles("base"), old)
     assert f"process {first.pid} on {socket.gethostname()}" in second.communicate(timeout=60)[1]

@@ -24,7 +24,7 @@ from w2v_runtime.embedding.windows import Windowing
 
 RATE = 16000
 #: Short, so that some recordings go through windows.
-WINDOWING = Windowing(1, 0.25)
+WINDOWING = Windowing(1, 0.25, whole=1.5)
 
 
 @pytest.fixture(scope="module")

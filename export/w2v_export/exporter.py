@@ -175,7 +175,8 @@ def _write_precision(
     return PrecisionRecord(
         graph=record(folder, graphs.graph),
         layers=record(folder, graphs.layers),
-        windows=record(folder, graphs.windows),
+        features=record(folder, graphs.features),
+        encoder=record(folder, graphs.encoder),
         head=None if graphs.head is None else record(folder, graphs.head),
         mel=None if graphs.mel is None else record(folder, graphs.mel),
         data=(record(folder, graphs.data),),

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -14,23 +15,24 @@ from w2v_export.validation import readable
 from w2v_models.errors import AudioError, RefusedError
 from w2v_models.manifest import Architecture
 from w2v_runtime.audio.reading import open_audio
-from w2v_runtime.embedding.windows import DEFAULT_WINDOWING
 
 Recording = tuple[Path, Waveform]
+#: The longest recording in seconds that is compared; PyTorch runs on it, and the public graph in one piece.
+LONGEST_SECONDS: Final = 40
 
 
 def read_recordings(paths: Sequence[Path], architecture: Architecture) -> list[Recording]:
     """Decode recordings; one that is named several times is decoded once.
 
     Raises:
-        RefusedError: a recording cannot be read, is shorter than a frame, or too long to be embedded without windows.
+        RefusedError: a recording cannot be read, is shorter than a frame, or longer than :data:`LONGEST_SECONDS`.
     """
     return [(path, _read(path, architecture)) for path in {os.path.abspath(path): path for path in paths}.values()]
 
 
 def _read(path: Path, architecture: Architecture) -> Waveform:
     rate, conv = architecture.sample_rate, architecture.conv
-    longest = DEFAULT_WINDOWING.whole_samples(rate)
+    longest = LONGEST_SECONDS * rate
     blocks: list[Waveform] = []
     try:
         with open_audio(path, rate) as stream:
@@ -38,7 +40,7 @@ def _read(path: Path, architecture: Architecture) -> Waveform:
                 blocks.append(block)
                 if sum(map(len, blocks)) > longest:
                     raise AudioError(
-                        f"it is longer than the {longest / rate:g} s that are embedded whole; check a part of it."
+                        f"it is longer than the {LONGEST_SECONDS} s that can be checked; check a part of it."
                     )
     except AudioError as error:
         raise RefusedError(f"{path} cannot be checked: {error}") from None

@@ -27,9 +27,19 @@ from optimum.utils import NormalizedConfig
 from transformers import PretrainedConfig
 
 from w2v_export.graph import quantised, tensors
-from w2v_export.graph.inference import HeadGraph, InferenceGraph, MelGraph, WindowGraph
+from w2v_export.graph.inference import EncoderGraph, FeatureGraph, HeadGraph, InferenceGraph, MelGraph
 from w2v_export.graph.logmel import LogMelFrontEnd
-from w2v_models.manifest import LAYER_WEIGHTS, LENGTHS, MOMENTS, POOLED, WAVEFORM, Architecture, Head, public_outputs
+from w2v_models.manifest import (
+    FEATURES,
+    LAYER_WEIGHTS,
+    LENGTHS,
+    MOMENTS,
+    POOLED,
+    WAVEFORM,
+    Architecture,
+    Head,
+    public_outputs,
+)
 from w2v_runtime.graphs.onnx_file import OnnxFile
 
 #: The newest operator set that the TorchScript exporter writes.
@@ -47,7 +57,7 @@ ALIGNMENT: Final = 4096
 
 GRAPH: Final = "model"
 LAYERS: Final = "layers"
-WINDOWS: Final = "windows"
+ENCODER: Final = "encoder"
 HEAD: Final = "head"
 MEL: Final = "mel"
 
@@ -89,7 +99,8 @@ class Graphs:
 
     graph: Path
     layers: Path
-    windows: Path
+    features: Path
+    encoder: Path
     head: Path | None
     mel: Path | None
     data: Path
@@ -106,9 +117,11 @@ def export_graphs(
     whole = {WAVEFORM: torch.randn(2, samples), LENGTHS: torch.tensor([samples, samples - 1])}
     weights = {LAYER_WEIGHTS: torch.rand(architecture.layers + 1)}
     moments = {MOMENTS: torch.rand(2, model.front_end.moments_size) + 0.5}
+    features = torch.randn(2, architecture.conv.num_frames(samples), architecture.hidden_size)
     protos = {
         LAYERS: _trace(model, whole | weights, folder),
-        WINDOWS: _trace(WindowGraph(model), whole | moments | weights, folder),
+        FEATURES: _trace(FeatureGraph(model), whole | moments, folder),
+        ENCODER: _trace(EncoderGraph(model), {FEATURES: features} | weights, folder),
     }
     if model.head is not None and head is not None and head.level == "utterance":
         states = list(torch.rand(architecture.layers + 1, 2, head.shortest, architecture.hidden_size))
@@ -118,7 +131,7 @@ def export_graphs(
     if isinstance(model.front_end, LogMelFrontEnd):
         protos[MEL] = _trace(MelGraph(model.front_end), {WAVEFORM: whole[WAVEFORM]}, folder)
     if model.names_axes:
-        for name in (LAYERS, WINDOWS):
+        for name in (LAYERS, ENCODER):
             _name_axes(protos[name], architecture.hidden_size)
     paths = {name: folder / f"{name}{suffix}.onnx" for name in (GRAPH, *protos)}
     data = folder / f"{paths[GRAPH].name}_data"
@@ -130,7 +143,8 @@ def export_graphs(
     paths[GRAPH].write_bytes(public)
     for name, path in paths.items():
         onnx.checker.check_model(path, full_check=name != LAYERS)
-    return Graphs(paths[GRAPH], paths[LAYERS], paths[WINDOWS], paths.get(HEAD), paths.get(MEL), data)
+    long = paths[FEATURES], paths[ENCODER]
+    return Graphs(paths[GRAPH], paths[LAYERS], *long, paths.get(HEAD), paths.get(MEL), data)
 
 
 def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path) -> onnx.ModelProto:

@@ -20,7 +20,7 @@ from w2v_models import schema
 from w2v_models.tolerances import TOLERANCES, ParityRow
 
 #: To be raised whenever the fields or the graph's contract change; a runtime reads exactly its own version.
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 
 #: Fields that manifests have had since the first version.
 _IN_ALL_VERSIONS: Final = frozenset(("source", "architecture", "precisions", "reference"))
@@ -38,12 +38,14 @@ LAST_LAYER: Final = "last"
 #: The sum of the layers 0 … L, each times its element of the input ``layer_weights`` (L + 1,).
 WEIGHTED_LAYERS: Final = "weighted"
 LAYER_WEIGHTS: Final = "layer_weights"
-#: Third input of the graph for windows of long audio: the whole recording's statistics as float32. For the front end
-#: ``waveform``, in this order, mean and variance of its samples, then mean (k,) and covariance (k, k) of the frames
-#: that the first convolution (kernel k) sees, all computed from the waveform before any normalisation. For
-#: ``log-mel``, mean and variance of each mel band.
+#: Third input of the graph ``features``: the whole recording's statistics as float32. For the front end ``waveform``,
+#: in this order, mean m and variance of its samples, then mean minus m (k,) and covariance (k, k) of the frames that
+#: the first convolution (kernel k) sees, all computed from the waveform before any normalisation. For ``log-mel``,
+#: mean and variance of each mel band.
 MOMENTS: Final = "moments"
-#: The graph ``windows`` outputs a head's frames; the graph ``head`` takes their statistics over the whole recording.
+#: The graph ``features`` turns pieces of a long recording into the projected features that the graph ``encoder`` takes.
+FEATURES: Final = "features"
+#: The graph ``encoder`` outputs a head's frames too; the graph ``head`` takes their statistics over all windows.
 HEAD_FRAMES: Final = "head_frames"
 POOLED: Final = "pooled"
 #: The graph ``mel`` outputs the log-mel frames of a piece of audio; their statistics are the moments of that front end.
@@ -228,7 +230,8 @@ class PrecisionRecord:
     """One precision of the bundle: its graphs, their common external data, and how it compared with PyTorch.
 
     ``graph`` is the public one. ``layers`` has an output for each layer and statistic, and is cut to the requested
-    outputs before it is opened. ``windows`` computes a window of long audio, given the moments of the whole recording;
+    outputs before it is opened. Long recordings go another way: ``features`` turns a piece of one into features, given
+    the moments of the whole; ``encoder`` turns the features of the whole, or of a window, into the same outputs;
     ``head`` computes an utterance-level head from the statistics over all windows; ``mel`` computes the log-mel frames
     for the moments of that front end. Of the matrix products of a reduced precision such as int8, ``kept`` names those
     that stayed in fp32 and ``smoothed`` those whose input channels were evened out.
@@ -236,7 +239,8 @@ class PrecisionRecord:
 
     graph: FileRecord
     layers: FileRecord
-    windows: FileRecord
+    features: FileRecord
+    encoder: FileRecord
     head: FileRecord | None
     mel: FileRecord | None
     data: tuple[FileRecord, ...]
@@ -251,7 +255,7 @@ class PrecisionRecord:
     @property
     def files(self) -> tuple[FileRecord, ...]:
         """Every file of this precision; all are in one folder, since a graph names its data relative to its own."""
-        graphs = (self.graph, self.layers, self.windows, self.head, self.mel)
+        graphs = (self.graph, self.layers, self.features, self.encoder, self.head, self.mel)
         return (*(record for record in graphs if record is not None), *self.data)
 
 

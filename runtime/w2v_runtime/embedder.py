@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from w2v_models.manifest import LAST_LAYER
+from w2v_runtime.audio.reading import Audio
 from w2v_runtime.audio.recordings import Recording, check_recording, check_recordings, name_of
 from w2v_runtime.embedding.corpus import CorpusOptions, Input, embed_in_order
 from w2v_runtime.embedding.model import Model
@@ -23,7 +24,8 @@ class Embedder(Model):
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, several as ``cuda:0,cuda:1``, or ``openvino``.
         precision: one that the bundle holds and the device computes: ``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``.
         threads: threads inside the engine; None follows the processors that this process may use.
-        windowing: lengths of the windows and their context into which long audio is split.
+        windowing: up to which length audio is embedded whole, and the windows and their context into which longer audio
+            is split.
         request: the request whose graph is opened at once. Any other request opens a graph of its own when it is made;
             the most recent of those stay open.
         prepack: whether ONNX Runtime rearranges the weights for ``request``, which takes as much memory again. If
@@ -87,10 +89,13 @@ class Embedder(Model):
         """
         request = self.resolve(Request.of(level, pooling, layer, layer_weights))
         options, recording = CorpusOptions(channel, pad_short), check_recording(audio)
-        held = self.read(recording, options.channel, options.pad_short)
-        if held is None or self.is_long(held):
-            return self.embed_long(recording, held, options.channel, request)
-        return self.embed_batch([name_of(recording)], [held], request)[0]
+        path, read = name_of(recording), self.read(recording, options.channel, options.pad_short)
+        if isinstance(read, Audio):
+            return self.embed_batch([path], [read], request)[0]
+        (result,) = self.embed_long([(path, read)], request)
+        if isinstance(result, Embedding):
+            return result
+        raise result
 
     def embed_files(
         self,

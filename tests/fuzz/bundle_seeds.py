@@ -83,8 +83,9 @@ def _constants() -> onnx.ModelProto:
 
 def _manifest() -> Manifest:
     rows = (ParityRow("400 samples", "frames", 1e-6, 1e-6, 1.0), ParityRow("1 s", "pooled", 0.0, 0.0, 1.0))
-    paths = ("onnx/model.onnx", "onnx/layers.onnx", "onnx/windows.onnx", "onnx/model.onnx_data", "reference.npz")
-    graph, layers, windows, data, reference = (FileRecord(path, f"{i}" * 64, 100) for i, path in enumerate(paths))
+    graphs = ("model", "layers", "features", "encoder")
+    paths = (*(f"onnx/{name}.onnx" for name in graphs), "onnx/model.onnx_data", "reference.npz")
+    *graphs, data, reference = (FileRecord(path, f"{i}" * 64, 100) for i, path in enumerate(paths))
     conv = ConvStack((10, 3, 2), (5, 2, 2), (24, 24, 24))
     return Manifest(
         FORMAT_VERSION,
@@ -92,7 +93,7 @@ def _manifest() -> Manifest:
         Architecture("wav2vec2", "waveform", 16_000, conv, 48, 3, 4, 96, True),
         None,
         24,
-        {"fp32": PrecisionRecord(graph, layers, windows, None, None, (data,), (), (), rows)},
+        {"fp32": PrecisionRecord(*graphs, None, None, (data,), (), (), rows)},
         reference,
         "2026-01-01T00:00:00+00:00",
         {"torch": "2.13"},

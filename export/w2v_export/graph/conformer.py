@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from w2v_export.graph.encoder import Encoder, FeedForward, Frames, SelfAttention
-from w2v_export.graph.tensors import Dense, attention, cast
+from w2v_export.graph.tensors import Dense, attention, attention_by_distance, cast, distances
 
 
 class BareEntry(nn.Module):
@@ -30,6 +30,7 @@ class SinusoidalPositions(nn.Module):
     """Sinusoids of the distances from query to key (Dai et al. 2019, "Transformer-XL", section 3.3).
 
     Shape: (batch, time, hidden) → (2·time, hidden), row m for the distance time - m; only :func:`shift` needs row 0.
+    Without lengths: (columns, hidden), for the distances of :func:`~w2v_export.graph.tensors.distances`.
     All sines come before all cosines, whereas the reference alternates them.
     """
 
@@ -40,10 +41,10 @@ class SinusoidalPositions(nn.Module):
         exponents = torch.arange(0, hidden_size, 2).float() * -(math.log(10000.0) / hidden_size)
         self.register_buffer("frequencies", exponents.exp())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
         time = x.shape[1]
-        distances = (time - torch.arange(2 * time, device=x.device)).to(torch.float32)
-        angles = distances[:, None] * self.frequencies
+        backwards = -distances(x) if frames.lengths is None else time - torch.arange(2 * time, device=x.device)
+        angles = backwards.to(torch.float32)[:, None] * self.frequencies
         return cast(torch.cat([angles.sin(), angles.cos()], dim=1), x.dtype)
 
 
@@ -59,7 +60,7 @@ class RotaryPositions(nn.Module):
         super().__init__()
         self.register_buffer("frequencies", frequencies.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:  # noqa: ARG002
         angles = torch.arange(x.shape[1], device=x.device).to(torch.float32)[:, None] * self.frequencies
         return cast(torch.stack([angles.cos(), angles.sin()])[:, :, None, :], x.dtype)
 
@@ -68,15 +69,17 @@ class DistanceIndex(nn.Module):
     """The row of the distance embedding for each query and key (Shaw et al. 2018).
 
     Shape: (batch, time, hidden) → (time, time) int64, the clipped distance key - query + left: 0 … left + right.
+    Without lengths: (columns,), for the distances of :func:`~w2v_export.graph.tensors.distances`.
     """
 
     def __init__(self, left: int, right: int) -> None:
         super().__init__()
         self.left, self.right = left, right
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
         position = torch.arange(x.shape[1], device=x.device)
-        return (position[None, :] - position[:, None]).clamp(-self.left, self.right) + self.left
+        distance = distances(x) if frames.lengths is None else position[None, :] - position[:, None]
+        return distance.clamp(-self.left, self.right) + self.left
 
 
 def shift(scores: Tensor) -> Tensor:
@@ -110,11 +113,19 @@ class PositionBiasAttention(ConformerAttention):
         """The position bias, scaled: query (batch, time, hidden) and ``shared`` → (batch, heads, time, time)."""
         raise NotImplementedError
 
+    def factors(self, query: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """The same bias as the ``factor`` and ``table`` of :func:`~w2v_export.graph.tensors.attention_by_distance`."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor, frames: Frames) -> Tensor:  # type: ignore[override]
         assert frames.shared is not None
-        query = self.query(x)
-        bias = self.bias(query, frames.shared)
-        attended = attention(query, self.key(x), self.value(x), frames.lengths, bias, self.heads, self.head_size)
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if frames.lengths is None:
+            factor, table = self.factors(query, frames.shared)
+            attended = attention_by_distance(query, key, value, factor, table, self.heads, self.head_size)
+        else:
+            bias = self.bias(query, frames.shared)
+            attended = attention(query, key, value, frames.lengths, bias, self.heads, self.head_size)
         return self.output(attended)
 
 
@@ -134,8 +145,12 @@ class RelativeAttention(PositionBiasAttention):
         self.position = Dense(torch.cat([weight[0::2], weight[1::2]]), None)
 
     def bias(self, query: Tensor, shared: Tensor) -> Tensor:
+        factor, table = self.factors(query, shared)
+        return shift(factor @ table)
+
+    def factors(self, query: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
         positions = self.position(shared).reshape(-1, self.heads, self.head_size).permute(1, 2, 0)
-        return shift((self.by_head(query) + self.offset) @ positions)
+        return self.by_head(query) + self.offset, positions
 
 
 class RelativeKeyAttention(PositionBiasAttention):
@@ -149,6 +164,9 @@ class RelativeKeyAttention(PositionBiasAttention):
         scores = self.distances(self.by_head(query))
         batch, heads, time = scores.shape[:3]
         return scores.gather(3, shared.expand(batch, heads, time, time))
+
+    def factors(self, query: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        return self.by_head(query), self.distances.weight[:, shared][None]
 
 
 class RotaryAttention(ConformerAttention):
@@ -187,7 +205,7 @@ class CentredConv(nn.Module):
         self.conv = fuse_conv_bn_eval(conv, norm)
 
     def forward(self, x: Tensor, frames: Frames) -> Tensor:
-        return self.conv(torch.where(frames.mask, x, 0.0).transpose(1, 2)).transpose(1, 2)
+        return self.conv(frames.masked(x).transpose(1, 2)).transpose(1, 2)
 
 
 class CausalConv(nn.Module):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -49,7 +48,7 @@ class PositionalStack(nn.Module):
         first, *others = self.levels
         x = first(x)
         for level in others:
-            x = level(torch.where(frames.mask, x, 0.0))
+            x = level(frames.masked(x))
         return x
 
 

@@ -13,20 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from w2v_export.graph.tensors import Dense, attention
+from w2v_export.graph.tensors import Dense, attention, attention_by_distance
 
 
 @dataclass(frozen=True)
 class Frames:
     """Inputs of a block besides the activations.
 
-    ``lengths`` (batch,) int64 counts the valid frames, ``mask`` (batch, time, 1) marks them, and ``shared`` is what
-    the encoder computed once for all of its blocks, such as relative positions.
+    ``lengths`` (batch,) int64 counts the valid frames, ``mask`` (batch, time, 1) marks them; both are None where all
+    frames are valid, which is the form for long recordings: its memory grows in proportion to the time. ``shared`` is
+    what the encoder computed once for all of its blocks, such as relative positions.
     """
 
-    lengths: Tensor
-    mask: Tensor
+    lengths: Tensor | None = None
+    mask: Tensor | None = None
     shared: Tensor | None = None
+
+    def masked(self, x: Tensor) -> Tensor:
+        """``x`` (batch, time, channels) with zeros in the padding."""
+        return x if self.mask is None else torch.where(self.mask, x, 0.0)
 
 
 class Encoder(nn.Module):
@@ -36,7 +41,7 @@ class Encoder(nn.Module):
         entry: (x, frames) → layer 0: adds the position embedding, and normalises in the post-norm form.
         blocks: (x, frames) → x each; values in padded frames must never affect a valid frame.
         norm: the norm between the last layer and the reference's ``last_hidden_state``; None if these are the same.
-        shared: (x) → the tensor that all blocks share, computed once from layer 0.
+        shared: (x, frames) → the tensor that all blocks share, computed once from layer 0.
     """
 
     def __init__(
@@ -49,7 +54,7 @@ class Encoder(nn.Module):
         """Projected features (batch, time, hidden), zero in the padding → (layers 0 … L, ``last_hidden_state``)."""
         x = self.entry(x, frames)
         if self.shared is not None:
-            frames = Frames(frames.lengths, frames.mask, self.shared(x))
+            frames = Frames(frames.lengths, frames.mask, self.shared(x, frames))
         layers = [x]
         for block in self.blocks:
             layers.append(block(layers[-1], frames))
@@ -85,7 +90,7 @@ class PositionalConv(nn.Module):
     def forward(self, x: Tensor, frames: Frames) -> Tensor:
         x = x.transpose(1, 2)
         if self.norm is not None:  # HuBERT's option; the reference pads with zeros after it
-            x = torch.where(frames.mask.transpose(1, 2), self.norm(x), 0.0)
+            x = frames.masked(self.norm(x).transpose(1, 2)).transpose(1, 2)
         return self.activation(self.conv(F.pad(x, self.padding))).transpose(1, 2)
 
 
@@ -115,6 +120,11 @@ class SelfAttention(nn.Module):
         """``bias`` (batch or 1, heads or 1, time, time) is added to the scaled scores."""
         query, key, value = self.query(x), self.key(x), self.value(x)
         return self.output(attention(query, key, value, frames.lengths, bias, self.heads, self.head_size))
+
+    def by_distance(self, x: Tensor, factor: Tensor, table: Tensor) -> Tensor:
+        """Attention over all frames; ``factor`` times ``table`` is added, see :func:`attention_by_distance`."""
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        return self.output(attention_by_distance(query, key, value, factor, table, self.heads, self.head_size))
 
 
 class FeedForward(nn.Module):

@@ -78,7 +78,7 @@ class BlockedPositionalConv(nn.Module):
 
     def forward(self, x: Tensor, frames: Frames) -> Tensor:
         if self.norm is not None:  # HuBERT's option; the reference pads with zeros after it
-            x = torch.where(frames.mask, self.norm(x.transpose(1, 2)).transpose(1, 2), 0.0)
+            x = frames.masked(self.norm(x.transpose(1, 2)).transpose(1, 2))
         batch, time = x.shape[:2]
         channels = self.weight.shape[2]
         # Pad so that the last row has all the frames that it takes, then cut to whole blocks.
@@ -118,7 +118,7 @@ def halve(graph: InferenceGraph) -> None:
         first: Any
         first, *others = front_end.conv_layers
         first.conv.dtype = torch.float16
-        first.conv.factors = torch.float32 if front_end.normalise is None else torch.float16
+        first.conv.factors = torch.float16 if front_end.normalise else torch.float32
         parts += [*others, first.norm]
     for part in parts:
         if part is not None:

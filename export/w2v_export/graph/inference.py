@@ -18,6 +18,7 @@ from w2v_export.graph.tensors import Dense, cast, num_frames, valid
 from w2v_export.graph.waveform import WaveformFrontEnd
 from w2v_export.heads.modules import HeadModule
 from w2v_models.manifest import (
+    FEATURES,
     FRAME_LENGTHS,
     HEAD_FRAMES,
     LAST_LAYER,
@@ -74,7 +75,30 @@ class InferenceGraph(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor, layer_weights: Tensor) -> dict[str, Tensor]:
         layers, last, frame_lengths = self.layers(waveform, lengths)
-        outputs = {FRAME_LENGTHS: frame_lengths}
+        return {FRAME_LENGTHS: frame_lengths} | self.outputs(layers, last, frame_lengths, layer_weights)
+
+    def layers(self, waveform: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Layers 0 … L, ``last_hidden_state``, and the valid frames of each utterance."""
+        features = self.features(waveform, lengths)
+        frame_lengths = num_frames(lengths, self.receptive_field, self.stride)
+        frames = Frames(frame_lengths, valid(frame_lengths, features.shape[1]))
+        return *self.encoded(features, frames), frame_lengths
+
+    def features(self, waveform: Tensor, lengths: Tensor, moments: Tensor | None = None) -> Tensor:
+        """The front end and the projection: (batch, samples) → (batch, frames, hidden), in the graph's ``dtype``."""
+        projected: Tensor = self.projection(cast(self.front_end(waveform, lengths, moments), self.dtype))
+        return projected
+
+    def encoded(self, features: Tensor, frames: Frames) -> tuple[list[Tensor], Tensor]:
+        """Layers 0 … L and ``last_hidden_state``, in float32, from the projected features."""
+        layers, last = self.encoder(frames.masked(features), frames)
+        return [cast(layer, torch.float32) for layer in layers], cast(last, torch.float32)
+
+    def outputs(
+        self, layers: list[Tensor], last: Tensor, frame_lengths: Tensor, layer_weights: Tensor
+    ) -> dict[str, Tensor]:
+        """Every output of the layers and of the head, by name."""
+        outputs: dict[str, Tensor] = {}
         for name, hidden in _named(layers, last, layer_weights).items():
             pool = Pool(hidden, frame_lengths)
             outputs[frames_output(name)] = torch.where(pool.mask, hidden, 0.0)
@@ -86,38 +110,41 @@ class InferenceGraph(nn.Module):
         if self.head.level == "frame":
             return outputs | {LOGITS: torch.where(pool.mask, pool.x, 0.0)}
         pooled = torch.cat([STATISTICS[name](pool) for name in self.head.pooling], dim=1)
-        return outputs | self.head.vector(pooled)
-
-    def layers(
-        self, waveform: Tensor, lengths: Tensor, moments: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Layers 0 … L, ``last_hidden_state``, and the valid frames of each utterance."""
-        features = cast(self.front_end(waveform, lengths, moments), self.dtype)
-        frame_lengths = num_frames(lengths, self.receptive_field, self.stride)
-        mask = valid(frame_lengths, features.shape[1])
-        x = torch.where(mask, self.projection(features), 0.0)
-        layers, last = self.encoder(x, Frames(frame_lengths, mask))
-        return [cast(layer, torch.float32) for layer in layers], cast(last, torch.float32), frame_lengths
+        return outputs | {HEAD_FRAMES: pool.x} | self.head.vector(pooled)
 
 
-class WindowGraph(InferenceGraph):
-    """The same encoder for windows of a long recording, normalised by the statistics of the whole recording.
-
-    Shape: as :class:`InferenceGraph`, with ``moments`` (batch, n) as ``w2v_models.manifest.MOMENTS`` says; returns
-    each layer's frames, ``frame_lengths``, and the head's frames, whose statistics are the input of ``head.onnx``.
-    """
+class _Part(InferenceGraph):
+    """A part of a graph, with the same parameters under the same names."""
 
     def __init__(self, graph: InferenceGraph) -> None:
-        # Share the parameters and their names, but not the ``forward`` that the exporter sets on an instance.
+        # Not the ``forward`` that the exporter sets on an instance.
         self.__dict__ = {name: value for name, value in graph.__dict__.items() if name != "forward"}
 
-    def forward(  # type: ignore[override]
-        self, waveform: Tensor, lengths: Tensor, moments: Tensor, layer_weights: Tensor
-    ) -> dict[str, Tensor]:
-        layers, last, frame_lengths = self.layers(waveform, lengths, moments)
-        named = _named(layers, last, layer_weights)
-        outputs = {FRAME_LENGTHS: frame_lengths} | {frames_output(name): hidden for name, hidden in named.items()}
-        return outputs if self.head is None else outputs | {HEAD_FRAMES: self.head.frames(layers, last)}
+
+class FeatureGraph(_Part):
+    """From pieces of long recordings to projected features, normalised by the statistics of the whole recordings.
+
+    Shape: ``waveform`` and ``lengths`` as :class:`InferenceGraph`, a piece in each row; ``moments`` (batch, n) of the
+    rows' recordings, as ``w2v_models.manifest.MOMENTS`` says. Returns ``features`` (batch, frames, hidden) float32,
+    which in the padding hold anything.
+    """
+
+    def forward(self, waveform: Tensor, lengths: Tensor, moments: Tensor) -> dict[str, Tensor]:
+        return {FEATURES: cast(self.features(waveform, lengths, moments), torch.float32)}
+
+
+class EncoderGraph(_Part):
+    """From the features of a long recording, or of a window of it, to all outputs, in memory linear in the frames.
+
+    Shape: ``features`` (batch, frames, hidden) float32, every frame valid; ``layer_weights`` as
+    :class:`InferenceGraph`. Returns the same outputs but ``frame_lengths``, and, of an utterance's head, its frames,
+    whose statistics over all windows are the input of ``head.onnx``.
+    """
+
+    def forward(self, features: Tensor, layer_weights: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        frame_lengths = torch.full_like(features[:, 0, 0], features.shape[1], dtype=torch.int64)
+        layers, last = self.encoded(cast(features, self.dtype), Frames())
+        return self.outputs(layers, last, frame_lengths, layer_weights)
 
 
 class HeadGraph(nn.Module):

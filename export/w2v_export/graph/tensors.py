@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Final
 
@@ -14,6 +15,10 @@ from torch.onnx.utils import register_custom_op_symbolic
 
 #: "To the end" in an ONNX ``Slice``.
 INT64_MAX: Final = 2**63 - 1
+#: Steps that are added up before their sum joins the sums of other blocks.
+SUMMED: Final = 512
+#: Queries of one step of :func:`attention_by_distance`.
+QUERIES: Final = 128
 #: float32 in ONNX's ``TensorProto.DataType``.
 _FLOAT: Final = 1
 
@@ -28,13 +33,20 @@ def count(lengths: Tensor) -> Tensor:
     return lengths.clamp(min=1).to(torch.float32)[:, None, None]
 
 
+def in_blocks(x: Tensor) -> Tensor:
+    """Time in blocks, the last one filled up with zeros: (batch, time, …) → (batch, blocks, :data:`SUMMED`, …)."""
+    rest = x.new_zeros(x.shape[0], -x.shape[1] % SUMMED, *x.shape[2:])
+    return torch.cat([x, rest], dim=1).reshape(x.shape[0], -1, SUMMED, *x.shape[2:])
+
+
 def masked_mean(values: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
     """Mean over the valid steps: (batch, time) → (batch, 1), (batch, time, channels) → (batch, 1, channels).
 
-    Summed in float64: engines add hundreds of thousands of float32 samples one after the other, which loses digits
-    of an offset, and a layer norm over a pause amplifies the error.
+    Summed in float64, and in blocks for OpenVINO, which turns float64 into float32: engines add hundreds of thousands
+    of samples one after the other, which in float32 loses the digits of an offset, and a norm over a pause amplifies
+    the error.
     """
-    total = torch.where(mask, values, 0.0).double().sum(1, keepdim=True)
+    total = in_blocks(torch.where(mask, values, 0.0).double()).sum(2).sum(1, keepdim=True)
     divisor = count(lengths) if values.ndim == 3 else count(lengths).squeeze(2)
     return (total / divisor.double()).to(values.dtype)
 
@@ -94,18 +106,21 @@ def _blocks_onnx(g: Any, x: Any, kernel: int, stride: int, channels: int) -> Any
 
 @torch.library.custom_op("w2v::attention", mutates_args=())
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, bias: Tensor | None, heads: int, head_size: int
+    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, bias: Tensor | None, heads: int, head_size: int
 ) -> Tensor:
     """Multi-head attention over the first ``lengths`` keys: (batch, time, C) each, (batch,) → (batch, time, C).
 
-    ``bias`` (batch or 1, heads or 1, time, time) is added to the scores after their division by √head_size.
+    Without ``lengths`` all keys are valid. ``bias`` (batch or 1, heads or 1, time, time) is added to the scores after
+    their division by √head_size.
 
     In ONNX this is ``Attention`` of operator set 24 with ``nonpad_kv_seqlen``, with the softmax always in float32. The
     exporter has operator sets up to 20, so the set is raised after the export (``w2v_export.writer``).
     """
     q, k, v = (x.reshape(*x.shape[:2], heads, head_size).transpose(1, 2) for x in (query, key, value))
-    mask = valid(lengths, key.shape[1]).transpose(1, 2)[:, None]
-    scores = torch.where(mask, 0.0, -torch.inf) if bias is None else torch.where(mask, bias, -torch.inf)
+    scores = bias
+    if lengths is not None:
+        mask = valid(lengths, key.shape[1]).transpose(1, 2)[:, None]
+        scores = torch.where(mask, 0.0 if bias is None else bias, -torch.inf)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=scores).transpose(1, 2).flatten(2)
 
 
@@ -113,20 +128,98 @@ def attention(
 def _attention_onnx(
     g: Any, query: Any, key: Any, value: Any, lengths: Any, bias: Any, heads: int, head_size: int
 ) -> Any:
-    mask = _absent(g) if symbolic_helper._is_none(bias) else bias
-    past = [_absent(g) for _ in ("past_key", "past_value")]
+    return _attention_node(g, query, key, value, lengths, bias, heads, head_size)
+
+
+def _attention_node(
+    g: Any, query: Any, key: Any, value: Any, lengths: Any, bias: Any, heads: int, head_size: int
+) -> Any:
+    optional = [bias, None, None, lengths]  # between them the past keys and values
+    optional = [None if one is None or symbolic_helper._is_none(one) else one for one in optional]
+    while optional and optional[-1] is None:
+        optional.pop()
     dtype = query.type().dtype()
     softmax = {} if dtype == torch.float32 else {"softmax_precision_i": _FLOAT}
-    attended = g.op(
-        "Attention", query, key, value, mask, *past, lengths, q_num_heads_i=heads, kv_num_heads_i=heads, **softmax
-    )
+    inputs = query, key, value, *(_absent(g) if one is None else one for one in optional)
+    attended = g.op("Attention", *inputs, q_num_heads_i=heads, kv_num_heads_i=heads, **softmax)
     return shaped(attended, heads * head_size, dtype)
 
 
+def distances(x: Tensor) -> Tensor:
+    """The distance, key - query, of each column of a ``table`` of :func:`attention_by_distance`.
+
+    Shape: x (batch, time, …) → (2·time + QUERIES + 1,) int64; so many columns let each step slice its own.
+    """
+    time = x.shape[1]
+    return torch.arange(2 * time + QUERIES + 1, device=x.device) - (time + QUERIES)
+
+
+@torch.library.custom_op("w2v::attention_by_distance", mutates_args=())
+def attention_by_distance(
+    query: Tensor, key: Tensor, value: Tensor, factor: Tensor, table: Tensor, heads: int, head_size: int
+) -> Tensor:
+    """Multi-head attention with a bias of query and distance: (batch, time, C) each → (batch, time, C).
+
+    The scaled score of query i and key j gains factor_i · table_{j-i}.
+
+    Shape: factor (batch, heads, time, n); table (heads or 1, n, columns), column c for the distance
+    ``distances(query)[c]``.
+
+    In ONNX this is a ``Loop`` over blocks of :data:`QUERIES` queries, so that the scores and biases of a block are all
+    that is held: the memory grows in proportion to the time, not to its square.
+    """
+    time = query.shape[1]
+    position = torch.arange(time, device=query.device)
+    columns = position[None, :] - position[:, None] + (time + QUERIES)
+    scores = factor @ table
+    bias = scores.gather(3, columns.expand(*scores.shape[:2], time, time))
+    return attention(query, key, value, None, bias, heads, head_size)
+
+
+@parse_args("v", "v", "v", "v", "v", "i", "i")
+def _attention_by_distance_onnx(
+    g: Any, query: Any, key: Any, value: Any, factor: Any, table: Any, heads: int, head_size: int
+) -> Any:
+    channels, dtype = heads * head_size, query.type().dtype()
+    size, one, minus_one = _constant(g, QUERIES), _constant(g, 1), _constant(g, -1)
+    time = g.op("Shape", query, start_i=1, end_i=2)
+    surplus = g.op("Mod", g.op("Neg", time), size)  # not negative: the sign is the divisor's
+    after = g.op("Concat", _constant(g, 0), surplus, axis_i=0)
+    query = g.op("Pad", query, after, _absent(g), one)
+    factor = g.op("Pad", factor, after, _absent(g), _constant(g, 2))
+    steps = g.op("Squeeze", g.op("Div", g.op("Add", time, surplus), size))
+    width = g.op("Add", time, size)  # of a row of scores by distance
+    forever = g.op("Constant", value_t=torch.tensor(True))
+
+    loop = g.op("Loop", steps, forever)
+    block = loop.node().addBlock()
+    body = dataclasses.replace(g, block=block)
+    step, alive = block.addInputToBlock(), block.addInputToBlock()
+    first = body.op("Mul", body.op("Reshape", step, _constant(body, 1)), size)
+    stop = body.op("Add", first, size)
+    queries = shaped(body.op("Slice", query, first, stop, one), channels, dtype)
+    begin = body.op("Sub", body.op("Add", time, _constant(body, 1)), first)
+    columns = body.op("Slice", table, begin, body.op("Add", begin, width), _constant(body, 2))
+    scores = body.op("MatMul", body.op("Slice", factor, first, stop, _constant(body, 2)), columns)
+    # Query r of the block reads its scores from column QUERIES - 1 - r on: rows that are shorter by one do so.
+    flat = body.op("Reshape", scores, _constant(body, 0, 0, -1))
+    flat = body.op("Slice", flat, _constant(body, QUERIES - 1), minus_one, _constant(body, 2))
+    rows = body.op("Reshape", flat, _constant(body, 0, 0, QUERIES, -1))
+    bias = body.op("Slice", rows, _constant(body, 0), time, _constant(body, 3))
+    attended = _attention_node(body, queries, key, value, None, bias, heads, head_size)
+    block.registerOutput(body.op("Identity", alive))
+    block.registerOutput(attended)
+
+    joined = g.op("Transpose", loop, perm_i=[1, 0, 2, 3])
+    joined = g.op("Reshape", joined, _constant(g, 0, -1, channels))
+    return shaped(g.op("Slice", joined, _constant(g, 0), time, one), channels, dtype)
+
+
 def register_symbolics(opset: int) -> None:
-    """Teach the TorchScript exporter the two operators above, from operator set ``opset`` on."""
+    """Teach the TorchScript exporter the operators above, from operator set ``opset`` on."""
     register_custom_op_symbolic("w2v::blocks", _blocks_onnx, opset)
     register_custom_op_symbolic("w2v::attention", _attention_onnx, opset)
+    register_custom_op_symbolic("w2v::attention_by_distance", _attention_by_distance_onnx, opset)
 
 
 class Dense(nn.Module):

@@ -1,6 +1,6 @@
 """The waveform front end: normalisation and strided convolutions, from samples to features.
 
-- the waveform is normalised over each utterance's valid samples;
+- the waveform is normalised over each utterance's valid samples, or freed of its mean before a group norm;
 - activations stay channels-first if only the first level has a norm; with a norm on every level, each convolution is
   transposed back to channels-last;
 - the waveform is padded so that every level's length is even, as quantised levels need it; the surplus frames are
@@ -16,27 +16,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from w2v_export.graph.tensors import blocks, cast, count, masked_mean, num_frames, valid
+from w2v_export.graph.tensors import blocks, cast, count, in_blocks, masked_mean, num_frames, valid
 from w2v_models.manifest import ConvStack
 
 #: Added to the variance in the waveform's normalisation (``Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm``).
 NORMALISATION_EPSILON: Final = 1e-7
-#: Frames per block of the covariance: products are added in float32 within a block, in float64 between blocks.
-SUMMED: Final = 512
 #: GPUs multiply float16 fast if rows are a multiple of this many numbers (16 bytes).
 ALIGNED: Final = 8
 
 
-class Normalise(nn.Module):
-    """Zero mean and unit variance over the valid samples; zero in the padding (Wav2Vec2FeatureExtractor)."""
+def centred(waveform: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+    """The waveform without the mean of its valid samples; zero in the padding."""
+    for _ in range(2):  # in OpenVINO, which has no float64 sums, the first mean of an offset is coarse
+        waveform = torch.where(mask, waveform - masked_mean(waveform, mask, lengths), 0.0)
+    return waveform
 
-    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        mask = valid(lengths, waveform.shape[1]).squeeze(2)
-        centred = waveform
-        for _ in range(2):  # in OpenVINO, which has no float64 sums, the first mean of an offset is coarse
-            centred = torch.where(mask, centred - masked_mean(centred, mask, lengths), 0.0)
-        variance = masked_mean(centred.square(), mask, lengths)
-        return centred / torch.sqrt(variance + NORMALISATION_EPSILON)
+
+def normalised(waveform: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+    """Zero mean and unit variance over the valid samples; zero in the padding (Wav2Vec2FeatureExtractor)."""
+    waveform = centred(waveform, mask, lengths)
+    variance = masked_mean(waveform.square(), mask, lengths)
+    return waveform / torch.sqrt(variance + NORMALISATION_EPSILON)
 
 
 class FirstConv(nn.Module):
@@ -102,18 +102,15 @@ class GroupNormFrontEnd(FirstConv):
     def statistics(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (batch, 1, k) and covariance (batch, k, k) of the frames that lie within ``lengths`` samples.
 
-        Products are added in float32 within blocks of ``SUMMED`` frames, and the blocks in float64: cuBLAS sums one
-        recording in parts, but a batch sequentially, which loses digits with every second (frames 8e-4 off at 25 s).
+        Products are added in float32 within blocks of frames, and the blocks in float64: cuBLAS sums one recording in
+        parts, but a batch sequentially, which loses digits with every second (frames 8e-4 off at 25 s).
         """
         valid_frames = (lengths + self.stride - self.kernel).clamp(min=0)
         valid_frames = valid_frames.div(self.stride, rounding_mode="trunc")
         mask = valid(valid_frames, frames.shape[1])
         mean = masked_mean(frames, mask, valid_frames)
-        centred = torch.where(mask, frames - mean, 0.0)
-        rest = centred.new_zeros(centred.shape[0], -centred.shape[1] % SUMMED, self.kernel)
-        centred = torch.cat([centred, rest], dim=1).reshape(-1, SUMMED, self.kernel)
-        products = centred.transpose(1, 2) @ centred
-        products = products.reshape(frames.shape[0], -1, self.kernel, self.kernel).double().sum(1)
+        centred_frames = in_blocks(torch.where(mask, frames - mean, 0.0))
+        products = (centred_frames.transpose(2, 3) @ centred_frames).double().sum(1)
         return mean, (products / count(valid_frames).double()).to(frames.dtype)
 
     def forward(  # type: ignore[override]
@@ -179,7 +176,7 @@ class WaveformFrontEnd(nn.Module):
         self.stride = conv.stride
         self.receptive_field = conv.receptive_field
         self.padded_receptive_field = conv.padded_receptive_field
-        self.normalise = Normalise() if normalise else None
+        self.normalise = normalise
         self.conv_layers = nn.ModuleList(_conv_layers(encoder, surplus=conv.stride // conv.strides[0]))
         #: Last-level frames by which the input is padded for the group norm's statistics of conv 0.
         self.surplus = int(self.grouped)
@@ -199,10 +196,16 @@ class WaveformFrontEnd(nn.Module):
         statistics = None
         if moments is not None:
             waveform, statistics = self._normalised_by(moments, waveform, lengths)
-        elif self.normalise is not None:
-            waveform = self.normalise(waveform, lengths)
         else:
-            waveform = torch.where(valid(lengths, waveform.shape[1]).squeeze(2), waveform, 0.0)
+            mask = valid(lengths, waveform.shape[1]).squeeze(2)
+            if self.normalise:
+                waveform = normalised(waveform, mask, lengths)
+            elif self.grouped:
+                # A constant offset shifts each channel of conv 0 by a constant, which the group norm takes off again.
+                # Taken off before, it costs no digits.
+                waveform = centred(waveform, mask, lengths)
+            else:
+                waveform = torch.where(mask, waveform, 0.0)
         frames = num_frames(torch.as_tensor(waveform.shape[1]), self.receptive_field, self.stride)
         x = F.pad(waveform, (0, self.padded_receptive_field + self.stride))
         x = x[:, : (frames + self.surplus - 1) * self.stride + self.padded_receptive_field, None]
@@ -217,16 +220,16 @@ class WaveformFrontEnd(nn.Module):
         self, moments: Tensor, waveform: Tensor, lengths: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """The waveform normalised by the recording's moments, and the group norm's statistics computed from them."""
-        mean, scale = moments[:, :1], torch.ones_like(moments[:, :1])
-        if self.normalise is None:
-            mean = torch.zeros_like(mean)
-        else:
-            scale = 1 / torch.sqrt(moments[:, 1:2] + NORMALISATION_EPSILON)
         mask = valid(lengths, waveform.shape[1]).squeeze(2)
+        mean, scale = moments[:, :1], torch.ones_like(moments[:, :1])
+        if self.normalise:
+            scale = 1 / torch.sqrt(moments[:, 1:2] + NORMALISATION_EPSILON)
+        elif not self.grouped:
+            mean = torch.zeros_like(mean)
         waveform = torch.where(mask, (waveform - mean) * scale, 0.0)
         if not self.surplus:
             return waveform, None
         kernel = self.first_kernel
-        frame_mean = ((moments[:, 2 : 2 + kernel] - mean) * scale)[:, None, :]
+        frame_mean = (moments[:, 2 : 2 + kernel] * scale)[:, None, :]
         covariance = moments[:, 2 + kernel :].reshape(-1, kernel, kernel) * (scale * scale)[:, :, None]
         return waveform, (frame_mean, covariance)

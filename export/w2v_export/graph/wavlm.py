@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from w2v_export.graph.encoder import Encoder, EncoderLayer, Entry, Frames, PositionalConv, SelfAttention
-from w2v_export.graph.tensors import Dense
+from w2v_export.graph.tensors import Dense, distances
 
 
 class RelativePosition(nn.Module):
@@ -32,11 +32,19 @@ class RelativePosition(nn.Module):
         embedded = attention.rel_attn_embed.weight[attention._relative_positions_bucket(distances)]
         self.table = nn.Parameter(embedded.detach().T.contiguous())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, time, hidden) → (1, heads, time, time), rows for queries and columns for keys."""
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
+        """(batch, time, hidden) → (1, heads, time, time), rows for queries and columns for keys.
+
+        Without lengths: (heads, 1, columns), the table of :func:`~w2v_export.graph.tensors.attention_by_distance`.
+        """
+        if frames.lengths is None:
+            return self.table[:, None, self.index(distances(x))]
         position = torch.arange(x.shape[1], device=x.device)
-        distance = position[None, :] - position[:, None]
-        return self.table[:, distance.clamp(-self.furthest, self.furthest) + self.furthest][None]
+        return self.table[:, self.index(position[None, :] - position[:, None])][None]
+
+    def index(self, distance: Tensor) -> Tensor:
+        """The column of :attr:`table` for each distance."""
+        return distance.clamp(-self.furthest, self.furthest) + self.furthest
 
 
 class Gate(nn.Module):
@@ -75,6 +83,9 @@ class GatedAttention(nn.Module):
         self.attend = SelfAttention.of(attention)
 
     def forward(self, x: Tensor, frames: Frames) -> Tensor:
+        assert frames.shared is not None
+        if frames.lengths is None:
+            return self.attend.by_distance(x, self.gate(x), frames.shared)
         attended: Tensor = self.attend(x, frames, self.gate(x) * frames.shared)
         return attended
 

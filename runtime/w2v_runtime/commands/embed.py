@@ -76,7 +76,10 @@ def embed(
     threads: Annotated[
         int | None, typer.Option(help="Threads inside the engine. [default: by processors]", show_default=False)
     ] = None,
-    window: Annotated[float, typer.Option(help="Seconds of a window of long audio.")] = 30.0,
+    whole: Annotated[
+        float, typer.Option(help="Recordings up to so many seconds are embedded whole, longer ones in windows.")
+    ] = 300.0,
+    window: Annotated[float, typer.Option(help="Seconds of a window of longer audio.")] = 30.0,
     context: Annotated[float, typer.Option(help="Seconds of context on each side of a window.")] = 5.0,
     channel: Annotated[str, typer.Option(help="mean, or a channel number from 0.")] = "mean",
     pad_short: Annotated[bool, typer.Option("--pad-short", help="Pad audio shorter than one frame.")] = False,
@@ -127,7 +130,7 @@ def embed(
             OutputOptions(Path(output), output_format(output), resume, overwrite, failures, hash_, prune),
             Request.of(level, pooling or "mean", layer, None if layer_weights is None else read_weights(layer_weights)),
             CorpusOptions(_channel(channel), pad_short, strict, batch_seconds, jobs),
-            Windowing(window, context),
+            Windowing(window, context, whole),
             Shard.of(shard),
         )
         engine = EngineOptions(model, device, precision, threads)

@@ -1,7 +1,7 @@
 """Batches: which inputs are embedded together, and how their waveforms are padded to one array.
 
 :class:`Pool` decides the batch: it groups waiting inputs of similar length within a budget of samples, which comes from
-``--batch-seconds`` or :data:`~w2v_runtime.embedding.corpus.BATCH_SECONDS`.
+``--batch-seconds`` or :data:`BATCH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+#: The largest batch by device, in seconds of audio with its padding; ``--batch-seconds`` replaces it.
+BATCH_SECONDS: Final = {"cpu": 8.0, "cuda": 480.0, "openvino": 8.0}
 #: The largest share of a batch's samples that may be padding.
 MAX_PADDING: Final = 0.03
 

@@ -1,7 +1,6 @@
 """Embeds many recordings: threads decode ahead, inputs are batched by length, and the engine never waits for audio.
 
-The size of a batch is set here, in :data:`BATCH_SECONDS`; which inputs it holds is decided in
-:mod:`w2v_runtime.embedding.batching`.
+The size of a batch, and which inputs it holds, is decided in :mod:`w2v_runtime.embedding.batching`.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from functools import partial
 from numbers import Real
 from typing import Any, Final
 
-from w2v_models.errors import AudioError, OutOfMemoryError, RefusedError, StorageError, W2VError
+from w2v_models.errors import AudioError, OutOfMemoryError, RefusedError, W2VError
 from w2v_runtime.audio.reading import Audio
 from w2v_runtime.audio.recordings import Recording
-from w2v_runtime.embedding.batching import Pool
+from w2v_runtime.embedding.batching import BATCH_SECONDS, Pool
+from w2v_runtime.embedding.long import Advance, Long
 from w2v_runtime.embedding.model import Model
 from w2v_runtime.embedding.results import Embedding, Failure, Request
-from w2v_runtime.embedding.windows import Advance
 from w2v_runtime.engines.base import CUDA, is_whole
 from w2v_runtime.threads import processors
 from w2v_runtime.threads.stop import Stop
 from w2v_runtime.threads.workers import Task, Workers
 
-#: The largest batch by device, in seconds of audio with its padding; ``--batch-seconds`` replaces it.
-BATCH_SECONDS: Final = {"cpu": 8.0, "cuda": 480.0, "openvino": 8.0}
 #: Limits of what waits decoded for a batch: the number of inputs, and their audio as a multiple of the batch's budget.
 POOL_INPUTS: Final = 512
 POOL_BATCHES: Final = 24
+#: Seconds of decoded audio that wait for the pool, beyond which no further input is decoded.
+AHEAD_SECONDS: Final = 1200.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _embed_batches(
     engine.prepare(model.outputs(request))
     seconds = options.batch_seconds or BATCH_SECONDS[engine.device]
     pool = Pool(max(1, round(seconds * model.sample_rate)), longest_first=engine.device == CUDA)
-    work, faults = _Work(model, request, options, advance, pool), list[Exception]()
+    work, faults = _Work(model, request, options, advance, seconds, pool), list[Exception]()
     with _workers(work.stop, jobs, engine.concurrency) as (decoder, runner):
         running: deque[Task[Finished]] = deque()
         for batch in _batches(work, _decode_ahead(work, _until_fault(inputs, faults), decoder, jobs)):
@@ -177,36 +176,60 @@ def _until_fault(inputs: Iterable[Input], faults: list[Exception]) -> Iterator[I
 
 @dataclass(frozen=True, eq=False)
 class _Decoded:
-    """An input and its audio: a Failure if it could not be read, None if it is too long to be held in memory."""
+    """An input and its audio, or a Failure if it could not be read."""
 
     input: Input
-    audio: Audio | Failure | None
+    audio: Audio | Long | Failure
+
+    @property
+    def held(self) -> float:
+        """The seconds of audio in memory."""
+        held = isinstance(self.audio, Audio) or (isinstance(self.audio, Long) and self.audio.held)
+        return self.audio.duration if held else 0.0  # type: ignore[union-attr]
 
 
 def _decode_ahead(work: _Work, inputs: Iterable[Input], decoder: Workers, jobs: int) -> Iterator[_Decoded]:
-    """Decode inputs on threads, a few ahead of their use, and yield them in order."""
-    ahead: deque[Task[_Decoded]] = deque()
+    """Decode inputs on threads, a few ahead of their use; yield what is finished first, but nearly in order."""
+    ahead: list[Task[_Decoded]] = []
     for item in inputs:
         ahead.append(decoder.submit(partial(work.decode, item)))
-        if len(ahead) > 4 * jobs:
-            yield ahead.popleft().result()
+        while len(ahead) > 4 * jobs or _waits(ahead, 2 * jobs):
+            yield _first_finished(ahead)
     while ahead:
-        yield ahead.popleft().result()
+        yield _first_finished(ahead)
+
+
+def _waits(ahead: list[Task[_Decoded]], most_open: int) -> bool:
+    """Whether no further input should be decoded yet, since much audio waits already or may soon."""
+    finished = [task for task in ahead if task.done]
+    return len(ahead) - len(finished) > most_open or sum(task.result().held for task in finished) > AHEAD_SECONDS
+
+
+def _first_finished(ahead: list[Task[_Decoded]]) -> _Decoded:
+    """Take the first task that is finished, so that a long one holds up no other; else wait for the first."""
+    task = next((task for task in ahead if task.done), ahead[0])
+    ahead.remove(task)
+    return task.result()
 
 
 def _batches(work: _Work, decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
-    """Group decoded inputs into batches. A long input is a batch of its own; failed inputs are put into the next."""
-    pool, failed = work.pool, list[_Decoded]()
+    """Group decoded inputs into batches, long inputs into batches of their own; failed inputs are put into the next."""
+    pool, failed, long = work.pool, list[_Decoded](), list[_Decoded]()
     for item in decoded:
         if isinstance(item.audio, Failure):
             failed.append(item)
-        elif work.is_long(item):
-            yield [item]
-        elif item.audio is not None:
+        elif isinstance(item.audio, Long):
+            long.append(item)
+            if sum(item.audio.duration for item in long if isinstance(item.audio, Long)) >= work.batch_seconds:
+                yield long
+                long = []
+        else:
             pool.add(len(item.audio.samples), item)
         if len(failed) >= POOL_INPUTS or len(pool) >= POOL_INPUTS or pool.samples >= POOL_BATCHES * pool.budget:
             yield failed + (pool.take() if len(pool) else [])
             failed = []
+    if long:
+        yield long
     while len(pool) or failed:
         yield failed + (pool.take() if len(pool) else [])
         failed = []
@@ -220,6 +243,7 @@ class _Work:
     request: Request
     options: CorpusOptions
     advance: Advance
+    batch_seconds: float
     pool: Pool
     stop: Stop = field(default_factory=Stop)
 
@@ -227,8 +251,7 @@ class _Work:
         """Read an input's audio; what cannot be read becomes a Failure."""
         try:
             audio = self.model.read(item.source, self.options.channel, self.options.pad_short, self.stop)
-            if audio is not None:
-                self._refuse_warnings(audio.warnings)
+            self._refuse_warnings(audio.warnings)
             return _Decoded(item, audio)
         except (AudioError, MemoryError) as error:
             return _Decoded(item, _failure(item, "read", error))
@@ -238,36 +261,27 @@ class _Work:
             reason = f"unexpected {type(error).__name__}: {error}"
             return _Decoded(item, Failure(item.path, "read", reason))
 
-    def is_long(self, item: _Decoded) -> bool:
-        """Whether an input is embedded in windows, be its audio in memory or not."""
-        return item.audio is None or (isinstance(item.audio, Audio) and self.model.is_long(item.audio))
-
     def embed(self, batch: list[_Decoded]) -> Finished:
-        """Embed a batch, or a long input in windows."""
-        if self.is_long(batch[0]):
-            return self._embed_long(batch[0])
+        """Embed a batch, of which all inputs are long or none."""
         failed = [(item.input, item.audio) for item in batch if isinstance(item.audio, Failure)]
+        long = [(item.input, item.audio) for item in batch if isinstance(item.audio, Long)]
+        if long:
+            return self._embed_long(long)
         ready = [(item.input, item.audio) for item in batch if isinstance(item.audio, Audio)]
         embedded = zip([item for item, _ in ready], self._embed(ready), strict=True)
         lengths = [len(audio.samples) for _, audio in ready]
         return Finished((*failed, *embedded), sum(lengths), max(lengths, default=0) * len(lengths))
 
-    def _embed_long(self, long: _Decoded) -> Finished:
-        item, held = long.input, long.audio if isinstance(long.audio, Audio) else None
-        channel = self.options.channel
-        try:
-            embedding = self.model.embed_long(item.source, held, channel, self.request, self.advance, self.stop)
-            self._refuse_warnings(embedding.warnings)
-        except AudioError as error:
-            return Finished(((item, _failure(item, "read", error)),))
-        except StorageError:
-            raise
-        except (W2VError, MemoryError) as error:
-            self.stop.check()
-            return Finished(((item, _failure(item, "embed", error)),))
-        samples = round(embedding.duration * self.model.sample_rate)
-        named = dataclasses.replace(embedding, path=item.path)  # a recording's own name may differ from it
-        return Finished(((item, named),), samples, samples)
+    def _embed_long(self, items: list[tuple[Input, Long]]) -> Finished:
+        recordings = [(item.path, long) for item, long in items]
+        seconds = self.options.batch_seconds
+        answers = self.model.embed_long(recordings, self.request, self.advance, self.stop, seconds)
+        results = tuple(
+            (item, answer if isinstance(answer, Embedding) else _failure(item, _stage(answer), answer))
+            for (item, _), answer in zip(items, answers, strict=True)
+        )
+        samples = sum(long.samples for _, long in items)
+        return Finished(results, samples, samples)
 
     def _embed(self, items: list[tuple[Input, Audio]]) -> list[Embedding | Failure]:
         """Embed a batch. If the engine fails, each half is tried again, so that only an input that fails alone is lost.
@@ -292,6 +306,11 @@ class _Work:
     def _refuse_warnings(self, warnings: tuple[str, ...]) -> None:
         if self.options.strict and warnings:
             raise AudioError("; ".join(warnings))
+
+
+def _stage(error: W2VError | MemoryError) -> str:
+    """Where a long recording failed; it is read again while it is embedded."""
+    return "read" if isinstance(error, AudioError) else "embed"
 
 
 def _failure(item: Input, stage: str, error: W2VError | MemoryError) -> Failure:

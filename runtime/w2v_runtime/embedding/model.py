@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import math
 import os
-from collections.abc import Sequence
-from typing import Any, Final, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,28 +29,26 @@ from w2v_models.manifest import (
     frames_output,
     pooled_output,
 )
-from w2v_runtime.audio.reading import Audio, concatenate, from_array, open_audio
-from w2v_runtime.audio.recordings import Recording, can_be_read_again, name_of
+from w2v_runtime.audio.reading import Audio, AudioStream, concatenate, from_array, open_audio
+from w2v_runtime.audio.recordings import Recording, can_be_read_again
 from w2v_runtime.audio.source import Source
 from w2v_runtime.bundles import library
-from w2v_runtime.embedding.batching import pad
+from w2v_runtime.embedding.batching import BATCH_SECONDS, pad
+from w2v_runtime.embedding.long import Advance, Long, LongRun, embed_long, survey
 from w2v_runtime.embedding.opening import Opening, shared_engine
-from w2v_runtime.embedding.results import Embedding, FrameTimes, Request
-from w2v_runtime.embedding.windows import (
-    DEFAULT_WINDOWING,
-    Advance,
-    HeldStream,
-    OpenStream,
-    Stream,
-    Windowing,
-    embed_long,
-)
+from w2v_runtime.embedding.results import Embedding, FrameTimes, Request, assembled
+from w2v_runtime.embedding.windows import DEFAULT_WINDOWING, Windowing
 from w2v_runtime.engines.base import Engine
 from w2v_runtime.engines.choice import open_engine
 from w2v_runtime.threads.stop import Stop
 
 Waveform = npt.NDArray[np.float32]
 DEFAULT_REQUEST: Final = Request()
+#: The longest audio by device, in seconds, that goes through one graph in a padded batch; what is longer is embedded in
+#: pieces, in less memory and, on a processor, faster.
+DIRECT_SECONDS: Final = {"cpu": 40.0, "cuda": 40.0, "openvino": 40.0}
+#: The longest recording that is decoded once and held in memory between the two passes over it.
+HELD_SECONDS: Final = 300.0
 
 
 class Model:
@@ -136,38 +136,55 @@ class Model:
 
     def read(
         self, recording: Recording, channel: int | None = None, pad_short: bool = False, stop: Stop | None = None
-    ) -> Audio | None:
-        """Read a recording into memory; None if it is too long for that and must go to :meth:`embed_long`.
+    ) -> Audio | Long:
+        """Read a recording for :meth:`embed_batch`, or the first time for :meth:`embed_long` if it is long.
 
-        A waveform, and a stream that cannot be read twice, is read whatever its length. With ``pad_short`` audio that
-        is too short for one frame or for the head is padded with silence, and gets a warning.
+        A long recording is held in memory if it has at most :data:`HELD_SECONDS`, or cannot be read twice. With
+        ``pad_short`` audio that is too short for one frame or for the head is padded with silence, and gets a warning.
 
         Raises:
             AudioError: the recording cannot be read, or is too short.
             W2VError: ``stop`` ended the reading.
         """
+        stop = stop or Stop()
         if isinstance(recording, tuple):
             waveform, rate = recording
-            return self._long_enough(from_array(waveform, rate, self.sample_rate, channel), pad_short)
-        again, stop, samples = can_be_read_again(recording), stop or Stop(), 0
-        blocks: list[Waveform] = []
-        with open_audio(recording, self.sample_rate, channel) as stream:
-            for block in stream:
-                stop.check()
-                blocks.append(block)
-                samples += len(block)
-                if again and samples > self._whole_samples:
-                    return None
-            audio = Audio(concatenate(blocks), self.sample_rate, stream.duration, stream.warnings)
-        return self._long_enough(audio, pad_short)
+            audio = from_array(waveform, rate, self.sample_rate, channel)
+        else:
+            most = HELD_SECONDS * self.sample_rate if can_be_read_again(recording) else math.inf
+            samples, blocks = 0, list[Waveform]()
+            with open_audio(recording, self.sample_rate, channel) as stream:
+                rest = iter(stream)
+                for block in rest:
+                    stop.check()
+                    blocks.append(block)
+                    samples += len(block)
+                    if samples > most:
+                        return self._surveyed(recording, channel, itertools.chain(_emptied(blocks), rest), stream, stop)
+                audio = Audio(concatenate(blocks), self.sample_rate, stream.duration, stream.warnings)
+        return self.long(audio, stop) if self.is_long(audio) else self._long_enough(audio, pad_short)
 
     def is_long(self, audio: Audio) -> bool:
-        """Whether audio is longer than one window with its context, and must go to :meth:`embed_long`."""
-        return len(audio.samples) > self._whole_samples
+        """Whether audio is too long for :meth:`embed_batch`."""
+        direct = round(DIRECT_SECONDS[self.engine.device] * self.sample_rate)
+        return len(audio.samples) > min(direct, self.windowing.whole_samples(self.sample_rate))
 
-    @property
-    def _whole_samples(self) -> int:
-        return self.windowing.whole_samples(self.sample_rate)
+    def long(self, audio: Audio, stop: Stop | None = None) -> Long:
+        """Audio in memory, of any length from one frame on, as :meth:`embed_long` takes it."""
+        samples, moments = survey(self.engine, self.manifest.architecture, [audio.samples], stop or Stop())
+        opened = contextlib.nullcontext([audio.samples])
+        return Long(samples, moments, audio.duration, audio.warnings, lambda: opened, held=True)
+
+    def _surveyed(
+        self, source: Source, channel: int | None, blocks: Iterable[Waveform], stream: AudioStream, stop: Stop
+    ) -> Long:
+        """Finish the first pass over a recording that is read a second time; ``blocks`` are those of ``stream``."""
+        samples, moments = survey(self.engine, self.manifest.architecture, blocks, stop)
+
+        def opened() -> AudioStream:
+            return open_audio(source, self.sample_rate, channel)
+
+        return Long(samples, moments, stream.duration, stream.warnings, opened, held=False)
 
     def _long_enough(self, audio: Audio, pad_short: bool) -> Audio:
         conv, head = self.manifest.architecture.conv, self.manifest.head
@@ -183,67 +200,34 @@ class Model:
 
     def embed_long(
         self,
-        recording: Recording,
-        held: Audio | None,
-        channel: int | None,
+        recordings: Sequence[tuple[str, Long]],
         request: Request,
         advance: Advance = lambda seconds: None,
         stop: Stop | None = None,
-    ) -> Embedding:
-        """Embed a long recording in windows, from ``held`` if :meth:`read` returned it; see :meth:`embed_stream`."""
-        if held is not None:
-            return self.embed_windowed(name_of(recording), held, request, advance, stop)
-        return self.embed_stream(cast(Source, recording), channel, request, advance, stop)  # a waveform is always held
+        batch_seconds: float | None = None,
+    ) -> list[Embedding | W2VError | MemoryError]:
+        """Embed long recordings, given with their paths: whole or in windows, as :attr:`windowing` says.
 
-    def embed_stream(
-        self,
-        source: Source,
-        channel: int | None,
-        request: Request,
-        advance: Advance = lambda seconds: None,
-        stop: Stop | None = None,
-    ) -> Embedding:
-        """Embed a recording of any length in windows, without holding all of its audio in memory.
-
-        ``advance(seconds)`` is called after each window with the seconds of the recording that are done.
+        One that fails has its error in place of its embedding. ``advance(seconds)`` is called meanwhile with the
+        seconds of audio that are done. ``batch_seconds`` is the largest batch; None means the device's default.
 
         Raises:
-            AudioError: the recording cannot be read, or changed while it was read.
-            W2VError: the engine failed, or ``stop`` ended it.
+            StorageError: there is no room for the frames of a recording.
+            W2VError: ``stop`` ended the run.
         """
-
-        def stream() -> contextlib.AbstractContextManager[Stream]:
-            return open_audio(source, self.sample_rate, channel)
-
-        return self._embed_long(name_of(source), stream, request, advance, stop)
-
-    def embed_windowed(
-        self,
-        path: str,
-        audio: Audio,
-        request: Request,
-        advance: Advance = lambda seconds: None,
-        stop: Stop | None = None,
-    ) -> Embedding:
-        """Embed audio in memory in windows, even if it would fit one; otherwise as :meth:`embed_stream`."""
-        return self._embed_long(path, lambda: contextlib.nullcontext(HeldStream(audio)), request, advance, stop)
-
-    def _embed_long(
-        self, path: str, open_stream: OpenStream, request: Request, advance: Advance, stop: Stop | None
-    ) -> Embedding:
-        head, stop = self.head(request), stop or Stop()
-        return embed_long(
+        budget = batch_seconds or BATCH_SECONDS[self.engine.device]
+        run = LongRun(
             self.engine,
             self.manifest,
             self.windowing,
-            path,
-            open_stream,
             request,
-            head,
+            self.head(request),
+            budget,
             advance,
-            stop,
+            stop or Stop(),
             self._scratch,
         )
+        return embed_long(run, recordings)
 
     def embed_batch(
         self, paths: Sequence[str], audios: Sequence[Audio], request: Request, stop: Stop | None = None
@@ -262,7 +246,7 @@ class Model:
         embeddings = []
         for i, (path, audio) in enumerate(zip(paths, audios, strict=True)):
             end = None if lengths is None else lengths[i]
-            values = _assembled([array[i, :end] for array in outputs.values()], request)
+            values = assembled([array[i, :end] for array in outputs.values()], request)
             logits = None if columns is None else columns[i, : end if frame_columns else None].copy()
             if not (np.isfinite(values).all() and (logits is None or np.isfinite(logits).all())):
                 raise W2VError("the model's answer is not finite; its weights may be damaged: w2v-models verify.")
@@ -296,9 +280,8 @@ class Model:
         return self.engine.run(feeds, outputs, stop=stop)
 
 
-def _assembled(arrays: list[Waveform], request: Request) -> Waveform:
-    """Join one input's outputs to its values: statistics are concatenated, layers stacked before the last axis."""
-    if request.level == "utterance":
-        size = len(request.pooling)
-        arrays = [np.concatenate(arrays[i : i + size]) for i in range(0, len(arrays), size)]
-    return np.stack(arrays, axis=-2) if len(arrays) > 1 else arrays[0].copy()
+def _emptied(blocks: list[Waveform]) -> Iterator[Waveform]:
+    """Yield blocks and let go of each."""
+    blocks.reverse()
+    while blocks:
+        yield blocks.pop()

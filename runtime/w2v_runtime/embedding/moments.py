@@ -23,6 +23,7 @@ class WaveformMoments:
     def __init__(self, kernel: int, stride: int) -> None:
         self._kernel, self._stride = kernel, stride
         self._rest = np.empty(0)
+        self._gap = 0
         self._shift: float | None = None
         self.samples = 0
         self._frames = 0
@@ -32,29 +33,40 @@ class WaveformMoments:
 
     def add(self, block: Samples) -> None:
         """Add the next block of samples: (n,)."""
+        if not len(block):
+            return
         exact = block.astype(np.float64)
         if self._shift is None:
-            self._shift = float(exact.mean()) if len(exact) else 0.0
+            self._shift = float(exact.mean())
         exact -= self._shift
         self.samples += len(exact)
         self._sum += float(exact.sum())
         self._square_sum += float(exact @ exact)
-        pending = np.concatenate([self._rest, exact])
+        pending = np.concatenate([self._rest, exact])[self._gap :]
+        self._gap = max(0, self._gap - len(self._rest) - len(exact))
         if len(pending) >= self._kernel:
             frames = np.lib.stride_tricks.sliding_window_view(pending, self._kernel)[:: self._stride]
             self._frames += len(frames)
             self._frame_sum += frames.sum(axis=0)
             self._frame_products += frames.T @ frames
-            pending = pending[len(frames) * self._stride :]
+            used = len(frames) * self._stride
+            self._gap = max(0, used - len(pending))  # where the stride is longer than the kernel
+            pending = pending[used:]
         self._rest = pending
 
     def vector(self) -> npt.NDArray[np.float32]:
-        """Mean, variance, mean frame and covariance of the frames: (2 + k + k²,), as ``manifest.MOMENTS`` lays out."""
+        """Mean, variance, mean frame and covariance of the frames: (2 + k + k²,), as ``manifest.MOMENTS`` lays out.
+
+        The mean frame counts from the mean as rounded to float32, which is what the graph takes off the samples.
+        """
         shift, n, frames = self._shift or 0.0, max(self.samples, 1), max(self._frames, 1)
         mean, frame_mean = self._sum / n, self._frame_sum / frames
         variance = max(self._square_sum / n - mean**2, 0.0)
         covariance = self._frame_products / frames - np.outer(frame_mean, frame_mean)
-        return np.concatenate([[shift + mean, variance], shift + frame_mean, covariance.ravel()]).astype(np.float32)
+        rounded = float(np.float32(shift + mean))
+        return np.concatenate([[rounded, variance], frame_mean + (shift - rounded), covariance.ravel()]).astype(
+            np.float32
+        )
 
 
 class MelMoments:

@@ -16,7 +16,7 @@ from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, poo
 from w2v_models.tolerances import SHORTEST_SECONDS, ParityRow
 from w2v_runtime.audio.reading import Audio
 from w2v_runtime.embedding.model import Model
-from w2v_runtime.embedding.results import Request
+from w2v_runtime.embedding.results import Embedding, Request
 
 Array = npt.NDArray[np.float32]
 #: The longest waveform, in seconds, for which every layer is compared; for longer ones the last layer is enough.
@@ -45,7 +45,7 @@ def compare(
     """Embed every reference alone, then in padded batches with NaN in the padding, and measure the differences.
 
     One batch holds the short ones, whose layers are compared too, another the longest and the shortest. Last, one
-    short reference goes through the graphs for long audio, as a single window. ``done(i, n)`` is called after the i-th
+    short reference goes through the graphs for long audio. ``done(i, n)`` is called after the i-th
     of n runs.
     """
     references = comparable(references, model.precision, model.sample_rate)
@@ -57,7 +57,7 @@ def compare(
     for i, (case, group) in enumerate(groups, 1):
         rows.extend(_rows(case, group, _batch_outputs(model, group)))
         done(i, len(groups) + 1)
-    rows.extend(_rows(f"{short[-1].case}, windowed", [short[-1]], _windowed_outputs(model, short[-1])))
+    rows.extend(_rows(f"{short[-1].case}, in pieces", [short[-1]], _long_outputs(model, short[-1])))
     done(len(groups) + 1, len(groups) + 1)
     return tuple(rows)
 
@@ -93,11 +93,13 @@ def _batch_outputs(model: Model, references: Sequence[Reference]) -> Columns:
     return outputs
 
 
-def _windowed_outputs(model: Model, reference: Reference) -> Columns:
-    """Frames and the head's output for one waveform, computed as a single window of long audio."""
+def _long_outputs(model: Model, reference: Reference) -> Columns:
+    """Frames and the head's output for one waveform, computed as that of a long recording."""
     rate = model.sample_rate
     audio = Audio(reference.waveform, rate, len(reference.waveform) / rate)
-    answer = model.embed_windowed(reference.case, audio, Request("frame"))
+    (answer,) = model.embed_long([(reference.case, model.long(audio))], Request("frame"))
+    if not isinstance(answer, Embedding):
+        raise answer
     columns: Columns = {"frames": [answer.values]}
     return columns if answer.logits is None else columns | {"logits": [answer.logits]}
 

@@ -153,6 +153,14 @@ class Request:
         return dataclasses.replace(self, layers=layers)
 
 
+def assembled(arrays: Sequence[npt.NDArray[np.float32]], request: Request) -> npt.NDArray[np.float32]:
+    """Join one input's outputs to its values: statistics are concatenated, layers stacked before the last axis."""
+    if request.level == "utterance":
+        size = len(request.pooling)
+        arrays = [np.concatenate(arrays[i : i + size]) for i in range(0, len(arrays), size)]
+    return np.stack(arrays, axis=-2) if len(arrays) > 1 else arrays[0].copy()
+
+
 def _names(value: object, known: str) -> tuple[str, ...]:
     """Split an option into names: a string with commas, a whole number, or an iterable of strings and whole numbers."""
     items = value.split(",") if isinstance(value, str) else [value] if isinstance(value, Integral) else value

@@ -16,6 +16,7 @@ from w2v_runtime.engines.base import CPU, CUDA, Array, Stopwatch, option, stored
 from w2v_runtime.engines.host_memory import Buffers, page_locked, pageable
 from w2v_runtime.engines.installed import first_line
 from w2v_runtime.engines.saturation import saturates
+from w2v_runtime.graphs.flash import with_flash_attention
 from w2v_runtime.graphs.sessions import Graph, GraphFile, Sessions
 from w2v_runtime.threads import forks
 from w2v_runtime.threads.stop import Stop
@@ -39,6 +40,8 @@ _CONCURRENCY: Final = {CPU: 1, CUDA: 2}
 _RECENT: Final = {CPU: 4, CUDA: 2}
 #: The largest run, in samples with padding, after which such a session keeps its memory arena; else it is shrunk.
 _KEPT_SAMPLES: Final = 16 * 16_000
+#: The graph that sees many frames at once.
+_ENCODER: Final = "encoder"
 #: Severity levels of ONNX Runtime's log.
 _ERRORS, _FATAL = 3, 4
 #: How ONNX Runtime's arena, CUDA and its libraries say that memory is short.
@@ -133,9 +136,8 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = self._threads
         options.log_severity_level = _FATAL  # errors are raised as exceptions, so they need not be logged
         options.enable_mem_pattern = False  # a pattern is planned for one input shape; ours all differ
-        # Prepacked weights take memory beside the memory-mapped ones. In the windows graph, with its long inputs, the
-        # time that prepacking saves is negligible, and the arena would hold a third more memory than is in use.
-        prepack, options.enable_cpu_mem_arena = self._prepack and graph.main, graph.name != "windows"
+        # Prepacked weights take memory beside the memory-mapped ones.
+        prepack = self._prepack and (graph.main or graph.name == _ENCODER)
         entries = {
             "session.model_external_initializers_file_folder_path": str(graph.path.parent),
             "session.disable_prepacking": "0" if prepack else "1",
@@ -144,6 +146,8 @@ class OnnxRuntimeEngine:
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
         content = graph.content.cut(graph.outputs)
+        if graph.name == _ENCODER:
+            content = with_flash_attention(content)
         try:
             with forks.held_off():
                 session = onnxruntime.InferenceSession(content, options, providers=self._providers)
@@ -157,7 +161,7 @@ class OnnxRuntimeEngine:
                 f"Without it: {option('device', CPU)}."
             )
         inputs = frozenset(value.name for value in session.get_inputs())
-        return _Session(session, inputs, self.device == CPU and options.enable_cpu_mem_arena and not graph.main)
+        return _Session(session, inputs, gives_back=self.device == CPU and not graph.main)
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str], graph: Graph = "graph", stop: Stop | None = None

@@ -27,7 +27,7 @@ def read_graph(openvino: Any, path: Path, outputs: Sequence[str]) -> Any:
 
 
 def _attention_extension() -> Any:
-    """Converts ONNX ``Attention`` with ``nonpad_kv_seqlen`` to one fused operator.
+    """Converts ONNX ``Attention``, with or without ``nonpad_kv_seqlen``, to one fused operator.
 
     OpenVINO's own conversion writes the attention out in single operators, and so keeps the scores of all heads in
     memory, (time, time) each.
@@ -36,19 +36,29 @@ def _attention_extension() -> Any:
     from openvino.frontend.onnx import ConversionExtension
 
     def convert(node: Any) -> list[Any]:
-        query, key, value, bias, lengths = map(node.get_input, (_QUERY, _KEY, _VALUE, _BIAS, _LENGTHS))
-        heads, channels = node.get_attribute("q_num_heads"), query.get_partial_shape()[2].get_length()
-        time = ops.gather(ops.shape_of(key), np.int64(1), np.int64(0))
-        steps = ops.unsqueeze(ops.range(np.int64(0), time, np.int64(1), "i64"), np.array([0, 1, 2]))
-        valid = ops.less(steps, ops.unsqueeze(lengths, np.array([1, 2, 3])))
-        absent = bias.get_node().get_type_name() == "NullNode"
-        scores = ops.select(valid, np.float32(0) if absent else bias, _MASKED)
+        query, key, value = map(node.get_input, (_QUERY, _KEY, _VALUE))
+        heads = node.get_attribute("q_num_heads")
+        bias, lengths = _optional_input(node, _BIAS), _optional_input(node, _LENGTHS)
+        scores = [] if bias is None else [bias]
+        if lengths is not None:
+            time = ops.gather(ops.shape_of(key), np.int64(1), np.int64(0))
+            steps = ops.unsqueeze(ops.range(np.int64(0), time, np.int64(1), "i64"), np.array([0, 1, 2]))
+            valid = ops.less(steps, ops.unsqueeze(lengths, np.array([1, 2, 3])))
+            scores = [ops.select(valid, np.float32(0) if bias is None else bias, _MASKED)]
         by_head = (
             ops.transpose(ops.reshape(x, np.array([0, 0, heads, -1]), special_zero=True), _HEADS_FIRST)
             for x in (query, key, value)
         )
-        attended = ops.transpose(ops.scaled_dot_product_attention(*by_head, scores), _HEADS_FIRST)
-        joined: list[Any] = ops.reshape(attended, np.array([0, 0, channels]), special_zero=True).outputs()
+        attended = ops.transpose(ops.scaled_dot_product_attention(*by_head, *scores), _HEADS_FIRST)
+        joined: list[Any] = ops.reshape(attended, np.array([0, 0, -1]), special_zero=True).outputs()
         return joined
 
     return ConversionExtension("Attention", "", convert)
+
+
+def _optional_input(node: Any, index: int) -> Any | None:
+    """An input of a node; None if the node leaves it out."""
+    if node.get_input_size() <= index:
+        return None
+    value = node.get_input(index)
+    return None if value.get_node().get_type_name() == "NullNode" else value

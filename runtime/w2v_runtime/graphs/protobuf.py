@@ -148,6 +148,11 @@ def length_field(number: int, payload: bytes) -> bytes:
     return _varint(number << 3 | LENGTH) + _varint(len(payload)) + payload
 
 
+def number_field(number: int, value: int) -> bytes:
+    """A field of wire type :data:`VARINT` as bytes; ``value`` is not negative."""
+    return _varint(number << 3 | VARINT) + _varint(value)
+
+
 def _varint(number: int) -> bytes:
     encoded = bytearray()
     while number >= 0x80:

@@ -23,7 +23,7 @@ from w2v_runtime.threads import forks
 
 Session = TypeVar("Session")
 #: Names of a bundle's graphs: fields of a precision in the manifest. "graph" stands for the layers graph too.
-Graph = Literal["graph", "windows", "head", "mel"]
+Graph = Literal["graph", "features", "encoder", "head", "mel"]
 
 
 @dataclass(frozen=True)

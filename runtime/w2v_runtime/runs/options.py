@@ -72,6 +72,7 @@ def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
         "pad_short": options.corpus.pad_short,
         "window": options.windowing.window,
         "context": options.windowing.context,
+        "whole": options.windowing.whole,
     }
     return Header(fingerprint, f"{options.shard.index}/{options.shard.count}", finished=False)
 
@@ -94,6 +95,7 @@ def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> 
         "channel": "mean" if channel is None else channel,
         "window_seconds": windowing.window,
         "context_seconds": windowing.context,
+        "whole_seconds": windowing.whole,
         "labels": list(head.labels) if head else [],
         "head_level": head.level if head else None,
         "frame_step_seconds": embedder.times.step,

@@ -38,6 +38,11 @@ class Task(Generic[Result]):
         finally:
             self._running.release()
 
+    @property
+    def done(self) -> bool:
+        """Whether the call has returned or raised."""
+        return not self._running.locked()
+
     def result(self) -> Result:
         """Wait for the call; return its result, or raise its exception.
 
