@@ -40,6 +40,7 @@ bench-full: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/breakdown.py
 	$(BIN)/python benchmarks/corpus.py all
 	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/long.py
 	$(BIN)/python benchmarks/windows.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/models.py

@@ -100,6 +100,16 @@ def test_a_long_recording_is_embedded_as_pytorch_embeds_the_whole(checkpoints, b
     assert np.abs(windowed.embed((waveform, 16000), level="frame").values - expected).max() > 10 * FRAMES
 
 
+def test_a_long_member_of_a_run_changes_no_other(bundles):
+    """Short recordings, a minute and one in windows, in one run: each as it is alone, in its place."""
+    embedder = Embedder(bundles("base"), windowing=Windowing(5, 1, whole=62))
+    recordings = [(speech(seconds, seed=i), 16000) for i, seconds in enumerate((1.1, 61, 0.7, 70, 2.3, 41))]
+    results = list(embedder.embed_files(recordings, level="frame"))
+    assert [round(result.duration, 1) for result in results] == [1.1, 61, 0.7, 70, 2.3, 41]
+    for result, recording in zip(results, recordings, strict=True):
+        assert np.abs(result.values - embedder.embed(recording, level="frame").values).max() <= FRAMES / 5
+
+
 def test_a_recording_that_is_read_twice_is_embedded_whole_too(bundles, tmp_path, monkeypatch):
     """Beyond what is held in memory, whole recordings and windows come from a second pass over the file."""
     from w2v_runtime.embedding import model
@@ -116,7 +126,7 @@ def test_a_recording_that_is_read_twice_is_embedded_whole_too(bundles, tmp_path,
 
 
 def test_long_recordings_of_one_call_share_their_batches(bundles, monkeypatch):
-    """Pieces and windows of three recordings, whole and windowed, in batches of two minutes: each has its own values."""
+    """Pieces and windows of three recordings, whole and windowed, in batches of two minutes: each has its values."""
     embedder = Embedder(bundles("base"), windowing=Windowing(5, 1, whole=50))
     audios = [Audio(speech(seconds, seed=i), 16000, seconds) for i, seconds in enumerate((61, 45, 72.7))]
     longs = [(f"{i}", embedder.long(audio)) for i, audio in enumerate(audios)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +87,26 @@ def test_in_pieces_it_is_the_whole(models, name, device):
             (whole,) = embedder.embed_batch([""], [audio], request)
             assert pieced.values.shape == whole.values.shape
             assert np.abs(pieced.values - whole.values).max() <= FRAMES / 5
+
+
+WHOLE_IN_LITTLE_MEMORY = """
+import resource, sys
+import numpy as np
+resource.setrlimit(resource.RLIMIT_DATA, (900 << 20, 900 << 20))
+from w2v_runtime import Embedder
+noise = np.random.default_rng(0).standard_normal(300 * 16000, np.float32)
+print(Embedder(sys.argv[1], "cpu", threads=1).embed((noise, 16000), pooling="mean,max", layer="all").values.sum())
+"""
+
+
+@pytest.mark.parametrize("name", ["hubert", "wavlm", "conformer-relative", "w2v-bert"])
+def test_five_minutes_take_no_memory_for_pairs_of_frames(models, name):
+    """The scores of one block alone, 4 heads of 15 000 frames by 15 000, would take four times what is allowed."""
+    _, embedder = models(name)
+    command = [sys.executable, "-c", WHOLE_IN_LITTLE_MEMORY, str(embedder.bundle.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(float(done.stdout))
 
 
 def test_log_mel_statistics_do_not_depend_on_the_blocks_of_a_recording(models):

@@ -68,7 +68,8 @@ class Embedder(Model):
             layer: ``last``, ``all``, a number from 0, or several of them.
             channel: a channel number from 0; None for the mean of all.
             pad_short: whether audio that is too short for one frame, or for the head, is padded with silence.
-            layer_weights: one weight for each layer from 0; the result is the weighted sum of all layers.
+            layer_weights: one weight for each layer from 0; the result is the weighted sum of all layers. Weights that
+                do not add up to 1, or are negative, are a probe's parameters before its softmax, which is applied.
 
         Raises:
             TypeError: ``audio`` is none of these.

@@ -263,6 +263,8 @@ def _summary_line(summary: Summary, options: RunOptions, passed_over: int) -> st
         if summary.padded_samples:
             parts.append(f"padding {summary.padding:.1%}")
         parts.append(f"engine busy {summary.engine_seconds / wall:.0%}")
+    if summary.windowed:
+        parts.append(f"{summary.windowed} in windows, being longer than {options.windowing.whole:g} s")
     if summary.warned:
         where = "" if options.output.format == "stdout" else ", listed in its metadata"
         parts.append(f"{summary.warned} with warnings{where}")

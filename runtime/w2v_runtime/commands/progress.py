@@ -55,6 +55,8 @@ class _State:
         seconds = summary.audio_seconds + summary.running_seconds
         rate = seconds / max(time.monotonic() - self._start, 1e-9)
         text = f"files · {seconds / 3600:.2f} h · {rate:.1f} × real time"
+        if summary.windowed:
+            text = f"{text} · {summary.windowed} in windows"
         return f"{text} · {summary.failed} failed" if summary.failed else text
 
 

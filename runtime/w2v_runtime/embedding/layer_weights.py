@@ -1,9 +1,10 @@
-"""Reads a file of layer weights (``--layer-weights``), such as a SUPERB probe learns."""
+"""Weights of a sum of layers, such as a SUPERB probe learns: the rule by which they are read, and their files."""
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +18,27 @@ _SUM_TOLERANCE: Final = 1e-3
 _MAX_BYTES: Final = 1 << 20
 
 
+def normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights that add up to 1: those that are not negative and do so already are returned unchanged.
+
+    Any others are taken for a probe's parameters before its softmax, exp(w)/Σexp(w), which is applied (Yang et al.
+    2021, SUPERB, section 3).
+
+    Examples:
+        >>> normalised([0.25, 0.75])
+        (0.25, 0.75)
+        >>> normalised([1.0, 1.0])
+        (0.5, 0.5)
+    """
+    exact = np.asarray(weights, np.float64)
+    if exact.min() < 0 or abs(exact.sum() - 1) > _SUM_TOLERANCE:
+        exact = np.exp(exact - exact.max())
+        exact /= exact.sum()
+    return tuple(exact.tolist())
+
+
 def read_weights(path: Path) -> tuple[float, ...]:
     """Read the weights of the layers 0 … L: ``.npy``, a JSON list, or numbers between spaces, commas or line ends.
-
-    Weights that are not negative and add up to 1 are returned unchanged. Any others are taken for a probe's parameters
-    before its softmax, exp(w)/Σexp(w), which is then applied (Yang et al. 2021, SUPERB, section 3).
 
     Raises:
         RefusedError: the file cannot be read, or does not hold finite numbers.
@@ -38,9 +55,6 @@ def read_weights(path: Path) -> tuple[float, ...]:
         raise RefusedError(f"{path} does not hold layer weights: {error}. Give one number a layer.") from None
     if not weights.size or not np.isfinite(weights).all():
         raise RefusedError(f"{path} does not hold layer weights: they must be finite numbers, one a layer.")
-    if weights.min() < 0 or abs(weights.sum() - 1) > _SUM_TOLERANCE:
-        weights = np.exp(weights - weights.max())
-        weights /= weights.sum()
     return tuple(weights.tolist())
 
 

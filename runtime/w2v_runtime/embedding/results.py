@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from w2v_models.errors import RefusedError
 from w2v_models.manifest import LAST_LAYER, WEIGHTED_LAYERS
+from w2v_runtime.embedding.layer_weights import normalised
 
 Level = Literal["utterance", "frame"]
 Pooling = Literal["mean", "std", "min", "max"]
@@ -172,11 +173,11 @@ def _names(value: object, known: str) -> tuple[str, ...]:
 
 
 def _numbers(weights: object) -> tuple[float, ...]:
-    """Layer weights as floats; refused unless they are finite and one-dimensional."""
+    """Layer weights as floats that add up to 1; refused unless they are finite and one-dimensional."""
     try:
         array = np.asarray(weights, np.float64)
     except (TypeError, ValueError, RuntimeError):  # PyTorch's tensors raise RuntimeError
         array = np.empty(0)
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
         raise RefusedError("layer_weights (--layer-weights) are finite numbers, one for each layer from 0.")
-    return tuple(array.tolist())
+    return normalised(array.tolist())

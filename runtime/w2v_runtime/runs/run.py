@@ -226,6 +226,7 @@ class _Run:
                 spool.add(item.position, stamp, result)
                 summary.embedded += 1
                 summary.warned += bool(result.warnings)
+                summary.windowed += result.duration > self._options.windowing.whole
                 summary.audio_seconds += result.duration
         summary.running_seconds = 0.0
         summary.samples += finished.samples
@@ -315,6 +316,7 @@ def stream(
                     yield result
                     summary.embedded += 1
                     summary.warned += bool(result.warnings)
+                    summary.windowed += result.duration > options.windowing.whole
                     summary.audio_seconds += result.duration
 
         with contextlib.closing(results):

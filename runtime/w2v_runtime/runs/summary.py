@@ -16,8 +16,9 @@ class Summary:
     """Counts of inputs, seconds of audio and of time, and samples with and without padding.
 
     ``embedded`` counts inputs of this run, ``recalled`` those that earlier runs finished, ``warned`` the embedded ones
-    with warnings, ``pruned`` dropped results, ``damaged`` damaged journal lines; ``running_seconds`` is what is done of
-    a long recording; ``checked`` and ``written`` count inputs in the stages of their name.
+    with warnings, ``windowed`` those too long to be embedded whole, ``pruned`` dropped results, ``damaged`` damaged
+    journal lines; ``running_seconds`` is what is done of a long recording; ``checked`` and ``written`` count inputs in
+    the stages of their name.
     """
 
     stage: Stage = "embedding"
@@ -25,6 +26,7 @@ class Summary:
     recalled: int = 0
     failed: int = 0
     warned: int = 0
+    windowed: int = 0
     pruned: int = 0
     damaged: int = 0
     checked: int = 0
