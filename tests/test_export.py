@@ -259,10 +259,10 @@ def test_seeded_weights_repeat(tmp_path):
 
 def test_what_misses_its_tolerance_is_not_left_behind(checkpoints, tmp_path, monkeypatch):
     """A graph that differs from PyTorch is refused with its rows, and leaves nothing, not even a temporary folder."""
-    from w2v_export.graph.waveform import Normalise
+    from w2v_export.graph import waveform
 
-    right = Normalise.forward
-    monkeypatch.setattr(Normalise, "forward", lambda self, waveform, lengths: 1.001 * right(self, waveform, lengths))
+    right = waveform.normalised
+    monkeypatch.setattr(waveform, "normalised", lambda *arguments: 1.001 * right(*arguments))
     with pytest.raises(UnprovenError) as caught:
         export_bundle(checkpoints("large"), tmp_path / "out" / "bundle")
     assert any(not row.within("fp32") for row in caught.value.rows)

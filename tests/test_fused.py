@@ -85,12 +85,20 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("graph", ["model", "encoder"])
+#: One graph, and the two of long recordings.
+GRAPHS = [("model",), ("features", "encoder")]
+
+
+def together(kernels: Callable[[str, str, str], Counter[str]], kind: str, precision: str, graphs: tuple[str, ...]):
+    return sum((kernels(kind, precision, graph) for graph in graphs), Counter[str]())
+
+
+@pytest.mark.parametrize("graphs", GRAPHS)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("kind", ["base", "large"])
-def test_attention_norms_and_activations_are_one_kernel_each(kernels, kind, precision, graph):
+def test_attention_norms_and_activations_are_one_kernel_each(kernels, kind, precision, graphs):
     """An Attention and a BiasGelu a block, a LayerNormalization for every norm, and nothing that they are made of."""
-    counts = kernels(kind, precision, graph)
+    counts = together(kernels, kind, precision, graphs)
     counts["LayerNormalization"] += counts["SkipLayerNormalization"]  # a norm that took in the sum before it
     assert chosen(counts, ENCODER) == EXPECTED[kind]
     assert chosen(counts, "Softmax Erf Pow ReduceMean FusedMatMul") | {"FusedMatMul": 0} == dict.fromkeys(
@@ -104,11 +112,11 @@ def test_fp32_turns_around_no_more_than_it_must(kernels, kind, transposes):
     assert chosen(kernels(kind, "fp32"), "Conv Transpose") == {"Conv": LEVELS + 1, "Transpose": transposes}
 
 
-@pytest.mark.parametrize("graph", ["model", "encoder"])
+@pytest.mark.parametrize("graphs", GRAPHS)
 @pytest.mark.parametrize("kind", ["base", "large"])
-def test_every_int8_product_is_one_kernel(kernels, kind, graph):
+def test_every_int8_product_is_one_kernel(kernels, kind, graphs):
     """Products are joined with their scales; equal inputs are quantised once; the position alone is a Conv, turned."""
-    counts = kernels(kind, "int8", graph)
+    counts = together(kernels, kind, "int8", graphs)
     joined = {"MatMulIntegerToFloat": PRODUCTS, "QuantizeLinear": QUANTISED, "Conv": 1, "Transpose": 2}
     assert chosen(counts, " ".join(joined)) == joined
     assert chosen(counts, "MatMulInteger ConvInteger DequantizeLinear DynamicQuantizeLinear") == {

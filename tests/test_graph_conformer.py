@@ -153,7 +153,14 @@ def test_the_graph_in_onnx_runtime_is_the_reference_at_any_shape(family, kind, t
 def test_sinusoids_of_a_minute_are_the_reference_s(tmp_path):
     """At 3000 frames ONNX Runtime's sines and cosines are those of the reference's table, to float32 rounding."""
     time = 3000
-    positions = SinusoidalPositions(HIDDEN)
+
+    class Positions(SinusoidalPositions):
+        """Of a padded batch."""
+
+        def forward(self, x):
+            return super().forward(x, Frames(torch.tensor([1])))
+
+    positions = Positions(HIDDEN)
     session = session_of(positions, (torch.zeros(1, 5, HIDDEN),), {"x": {0: "batch", 1: "time"}}, tmp_path / "p.onnx")
     (table,) = session.run(None, {"x": torch.zeros(1, time, HIDDEN).numpy()})
     expected = model_of("conformer", "relative").encoder.embed_positions(torch.zeros(1, time, HIDDEN))[0]
@@ -173,7 +180,7 @@ def test_shift_puts_the_score_of_each_distance_at_its_key():
 
 def test_distances_are_clipped_and_counted_from_the_far_left():
     """The index is 0 for keys at least ``left`` frames back, and left + right for those as far ahead."""
-    assert DistanceIndex(2, 1)(torch.zeros(1, 4, HIDDEN)).tolist() == [
+    assert DistanceIndex(2, 1)(torch.zeros(1, 4, HIDDEN), Frames(torch.tensor([4]))).tolist() == [
         [2, 3, 3, 3],
         [1, 2, 3, 3],
         [0, 1, 2, 3],

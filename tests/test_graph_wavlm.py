@@ -172,7 +172,7 @@ def test_every_distance_falls_into_the_bucket_of_the_reference(buckets, furthest
     ours = position.table[:, distances.clamp(-furthest, furthest) + furthest]
     assert torch.equal(ours[0].long(), attention._relative_positions_bucket(distances))
     frames = torch.zeros(2, 200, HIDDEN)
-    assert torch.equal(position(frames)[0], attention.compute_bias(200, 200))
+    assert torch.equal(position(frames, Frames(torch.tensor([200, 200])))[0], attention.compute_bias(200, 200))
 
 
 def test_the_position_bias_is_made_once_for_all_blocks():

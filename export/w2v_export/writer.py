@@ -154,7 +154,8 @@ def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path
     model = model.eval()
     model.config = PretrainedConfig()
     with torch.no_grad():
-        config = GraphOnnxConfig(inputs, model(**inputs))
+        outputs = model(**inputs)
+    config = GraphOnnxConfig(inputs, outputs)
     path = folder / "traced.onnx"
     without_weights = functools.partial(torch.onnx.export, export_params=False)
     with _quiet(), mock.patch("torch.onnx.export", without_weights):
@@ -163,11 +164,21 @@ def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path
     proto = onnx.load(path)
     path.unlink()
     raise_opset(proto)
+    _declare(proto, outputs)
     proto.producer_name, proto.producer_version = "w2v-onnx", ""
     for node in proto.graph.node:
         node.ClearField("doc_string")
         node.ClearField("metadata_props")
     return proto
+
+
+def _declare(proto: onnx.ModelProto, outputs: dict[str, torch.Tensor]) -> None:
+    """Declare the outputs' shapes, of which the exporter loses some sizes behind operators that it does not know."""
+    for value in proto.graph.output:
+        axes, shape = _axes(value.name, outputs[value.name]), outputs[value.name].shape
+        kind = value.type.tensor_type.elem_type
+        named = [axes.get(axis, size) for axis, size in enumerate(shape)]
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, named))
 
 
 def raise_opset(proto: onnx.ModelProto) -> None:

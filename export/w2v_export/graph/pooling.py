@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from w2v_export.graph.tensors import count, in_blocks, valid
+from w2v_export.graph.tensors import count, summed, valid
 
 
 class Pool:
@@ -23,7 +23,7 @@ class Pool:
 
     def _average(self, x: Tensor, n: Tensor) -> Tensor:
         """Sum over the valid frames divided by ``n`` (batch, 1, 1): (batch, 1, channels)."""
-        return in_blocks(torch.where(self.mask, x, 0.0)).sum(2).sum(1, keepdim=True) / n
+        return summed(torch.where(self.mask, x, 0.0)) / n
 
     def mean(self) -> Tensor:
         return self._average(self.x, count(self.lengths)).squeeze(1)

@@ -33,12 +33,6 @@ def count(lengths: Tensor) -> Tensor:
     return lengths.clamp(min=1).to(torch.float32)[:, None, None]
 
 
-def in_blocks(x: Tensor) -> Tensor:
-    """Time in blocks, the last one filled up with zeros: (batch, time, …) → (batch, blocks, :data:`SUMMED`, …)."""
-    rest = x.new_zeros(x.shape[0], -x.shape[1] % SUMMED, *x.shape[2:])
-    return torch.cat([x, rest], dim=1).reshape(x.shape[0], -1, SUMMED, *x.shape[2:])
-
-
 def masked_mean(values: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
     """Mean over the valid steps: (batch, time) → (batch, 1), (batch, time, channels) → (batch, 1, channels).
 
@@ -46,7 +40,7 @@ def masked_mean(values: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
     of samples one after the other, which in float32 loses the digits of an offset, and a norm over a pause amplifies
     the error.
     """
-    total = in_blocks(torch.where(mask, values, 0.0).double()).sum(2).sum(1, keepdim=True)
+    total = summed(torch.where(mask, values, 0.0).double())
     divisor = count(lengths) if values.ndim == 3 else count(lengths).squeeze(2)
     return (total / divisor.double()).to(values.dtype)
 
@@ -102,6 +96,39 @@ def _blocks_onnx(g: Any, x: Any, kernel: int, stride: int, channels: int) -> Any
     views.append(g.op("Slice", rows, _constant(g, extra, 0), _constant(g, INT64_MAX, rest), _constant(g, 1, 2)))
     frames = g.op("Concat", *views, axis_i=2) if extra else rows if kernel == stride else views[0]
     return shaped(frames, kernel * channels, x.type().dtype())
+
+
+@torch.library.custom_op("w2v::in_blocks", mutates_args=())
+def in_blocks(x: Tensor, channels: int) -> Tensor:
+    """Time in blocks, the last one filled up with zeros: (batch, time, C) → (batch, blocks, :data:`SUMMED`, C).
+
+    It is a custom operator because traced PyTorch would lose the number of channels, which ONNX then lacks.
+    """
+    rest = x.new_zeros(x.shape[0], -x.shape[1] % SUMMED, channels)
+    return torch.cat([x, rest], dim=1).reshape(x.shape[0], -1, SUMMED, channels)
+
+
+@parse_args("v", "i")
+def _in_blocks_onnx(g: Any, x: Any, channels: int) -> Any:
+    padded = _filled_up(g, x, SUMMED, 1)
+    blocked = g.op("Reshape", padded, _constant(g, 0, -1, SUMMED, channels))
+    blocked.setType(torch._C.TensorType.get().with_dtype(x.type().dtype()).with_sizes([None, None, SUMMED, channels]))
+    return blocked
+
+
+def _filled_up(g: Any, x: Any, size: int, axis: int) -> Any:
+    """``x`` with zeros after it along an axis, up to a multiple of ``size``."""
+    length = g.op("Shape", x, start_i=axis, end_i=axis + 1)
+    surplus = g.op("Mod", g.op("Neg", length), _constant(g, size))  # not negative: it has the divisor's sign
+    after = g.op("Concat", _constant(g, 0), surplus, axis_i=0)
+    return g.op("Pad", x, after, _absent(g), _constant(g, axis))
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum over time, in blocks: (batch, time) → (batch, 1), (batch, time, C) → (batch, 1, C)."""
+    if x.ndim == 2:
+        return summed(x[:, :, None]).squeeze(2)
+    return in_blocks(x, int(x.shape[2])).sum(2).sum(1, keepdim=True)
 
 
 @torch.library.custom_op("w2v::attention", mutates_args=())
@@ -183,11 +210,9 @@ def _attention_by_distance_onnx(
     channels, dtype = heads * head_size, query.type().dtype()
     size, one, minus_one = _constant(g, QUERIES), _constant(g, 1), _constant(g, -1)
     time = g.op("Shape", query, start_i=1, end_i=2)
-    surplus = g.op("Mod", g.op("Neg", time), size)  # not negative: the sign is the divisor's
-    after = g.op("Concat", _constant(g, 0), surplus, axis_i=0)
-    query = g.op("Pad", query, after, _absent(g), one)
-    factor = g.op("Pad", factor, after, _absent(g), _constant(g, 2))
-    steps = g.op("Squeeze", g.op("Div", g.op("Add", time, surplus), size))
+    query = _filled_up(g, query, QUERIES, 1)
+    factor = _filled_up(g, factor, QUERIES, 2)
+    steps = g.op("Squeeze", g.op("Div", g.op("Shape", query, start_i=1, end_i=2), size))
     width = g.op("Add", time, size)  # of a row of scores by distance
     forever = g.op("Constant", value_t=torch.tensor(True))
 
@@ -218,6 +243,7 @@ def _attention_by_distance_onnx(
 def register_symbolics(opset: int) -> None:
     """Teach the TorchScript exporter the operators above, from operator set ``opset`` on."""
     register_custom_op_symbolic("w2v::blocks", _blocks_onnx, opset)
+    register_custom_op_symbolic("w2v::in_blocks", _in_blocks_onnx, opset)
     register_custom_op_symbolic("w2v::attention", _attention_onnx, opset)
     register_custom_op_symbolic("w2v::attention_by_distance", _attention_by_distance_onnx, opset)
 

@@ -109,7 +109,7 @@ class GroupNormFrontEnd(FirstConv):
         valid_frames = valid_frames.div(self.stride, rounding_mode="trunc")
         mask = valid(valid_frames, frames.shape[1])
         mean = masked_mean(frames, mask, valid_frames)
-        centred_frames = in_blocks(torch.where(mask, frames - mean, 0.0))
+        centred_frames = in_blocks(torch.where(mask, frames - mean, 0.0), self.kernel)
         products = (centred_frames.transpose(2, 3) @ centred_frames).double().sum(1)
         return mean, (products / count(valid_frames).double()).to(frames.dtype)
 
