@@ -23,10 +23,13 @@ pytest.importorskip("openvino")
 
 from commands import embed, finish, recorded, results, start, wait_for, write_corpus  # noqa: E402
 from conftest import REPOSITORY, speech  # noqa: E402
+from w2v_models import TOLERANCES  # noqa: E402
 from w2v_models.errors import BundleError, EngineError, W2VError  # noqa: E402
 from w2v_models.manifest import EMBEDDING, LENGTHS, WAVEFORM  # noqa: E402
 from w2v_runtime import Embedder  # noqa: E402
+from w2v_runtime.audio.reading import Audio  # noqa: E402
 from w2v_runtime.embedding.parity import Reference, compare  # noqa: E402
+from w2v_runtime.embedding.results import Request  # noqa: E402
 from w2v_runtime.embedding.windows import Windowing  # noqa: E402
 from w2v_runtime.engines.openvino_graph import read_graph  # noqa: E402
 from w2v_runtime.threads.stop import Stop  # noqa: E402
@@ -125,6 +128,40 @@ def test_what_is_asked_for_is_what_onnxruntime_answers(models):
             assert answer.values.shape == expected.values.shape
             np.testing.assert_allclose(answer.values, expected.values, rtol=0, atol=5e-5)
             np.testing.assert_allclose(answer.logits, expected.logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("do_normalize", [True, False])
+@pytest.mark.parametrize("name", ["base", "wavlm"])
+def test_offsets_cost_no_digits(checkpoints, tmp_path, name, do_normalize):
+    """A constant, and speech with offsets up to 50: as PyTorch computes it in float64, in one run and in pieces.
+
+    OpenVINO has no float64, in which the other engine takes means and statistics.
+    """
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from families import save
+    from w2v_export import export_bundle
+
+    folder = save(tmp_path / name, name) if name != "base" else shutil.copytree(checkpoints("base"), tmp_path / name)
+    settings = json.loads((folder / "preprocessor_config.json").read_text()) | {"do_normalize": do_normalize}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    model = transformers.AutoModel.from_pretrained(folder).double().eval()
+    bundle = export_bundle(folder, tmp_path / "bundle")
+    constant = np.full(200_000, 0.37, np.float32)
+    signals = [constant[:80_000], constant, *(speech(9) + np.float32(offset) for offset in (0.5, 5, 50))]
+    for waveform in signals:
+        exact = waveform.astype(np.float64)
+        if do_normalize:
+            exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-7)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(exact)[None]).last_hidden_state[0].numpy()
+        for device in ("openvino", "cpu"):
+            embedder = Embedder(bundle, device=device)
+            audio, request = Audio(waveform, 16000, 1.0), embedder.resolve(Request("frame"))
+            (whole,) = embedder.embed_batch([""], [audio], request)
+            (pieced,) = embedder.embed_long([("", embedder.long(audio))], request)
+            for found in (whole, pieced):
+                assert np.abs(found.values - expected).max() <= TOLERANCES["fp32"]["frames"].max_abs
 
 
 def test_a_graph_is_cut_to_what_is_asked_of_it(bundles):

@@ -24,13 +24,14 @@ from w2v_export.refusals import refuse_early
 from w2v_export.writer import OPSET, export_graphs
 from w2v_models import schema
 from w2v_models.bundle import Bundle, record
-from w2v_models.errors import CheckpointError, ParityError
+from w2v_models.errors import CheckpointError, EngineError, ParityError
 from w2v_models.manifest import FORMAT_VERSION, Manifest, PrecisionRecord
 from w2v_models.tolerances import ParityRow
 from w2v_runtime.bundles import library, placing
 from w2v_runtime.embedder import Embedder
-from w2v_runtime.embedding.parity import Reference, compare, save_references
-from w2v_runtime.engines.installed import check_installation, installed_version
+from w2v_runtime.embedding.parity import Reference, compare, compare_batches, save_references
+from w2v_runtime.engines.base import CPU, OPENVINO
+from w2v_runtime.engines.installed import check_installation, installed_version, is_here
 
 REFERENCE: Final = "reference.npz"
 _PACKAGES: Final = ("w2v-onnx", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "numpy")
@@ -189,13 +190,28 @@ def _write_precision(
 def prove(bundle: Bundle, references: Sequence[Reference], done: Callable[[int, int], None]) -> Bundle:
     """Compare every precision with PyTorch, through :class:`Embedder`, and return the bundle with its parity rows.
 
+    That is on the processor with ONNX Runtime; fp32 also with OpenVINO where that is installed.
+
     Raises:
         UnprovenError: a comparison misses its tolerance.
     """
     precisions = {}
     for name, entry in bundle.manifest.precisions.items():
-        rows = compare(Embedder(bundle, device="cpu", precision=name), references, done)
+        rows = compare(Embedder(bundle, device=CPU, precision=name), references, done)
+        if name == "fp32":
+            rows += _openvino_rows(bundle, references)
         if failed := tuple(row for row in rows if not row.within(name)):
             raise UnprovenError(bundle.manifest.source.model, name, rows, failed)
         precisions[name] = dataclasses.replace(entry, parity=rows)
     return Bundle(bundle.folder, dataclasses.replace(bundle.manifest, precisions=precisions))
+
+
+def _openvino_rows(bundle: Bundle, references: Sequence[Reference]) -> tuple[ParityRow, ...]:
+    """The rows of OpenVINO; none where it is not installed, does not load, or lacks what the model needs."""
+    if not is_here(OPENVINO):
+        return ()
+    try:
+        embedder = Embedder(bundle, device=OPENVINO)
+    except EngineError:
+        return ()
+    return compare_batches(embedder, references, ", OpenVINO")

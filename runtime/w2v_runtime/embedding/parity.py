@@ -62,6 +62,19 @@ def compare(
     return tuple(rows)
 
 
+def compare_batches(model: Model, references: Sequence[Reference], suffix: str) -> tuple[ParityRow, ...]:
+    """Measure the differences of the public graph alone, in two batches: the short references, and the longest.
+
+    ``suffix`` is added to the names of the cases.
+    """
+    by_length = sorted(references, key=lambda reference: len(reference.waveform))
+    short = [r for r in by_length if len(r.waveform) <= LAYERS_SECONDS * model.sample_rate]
+    rows: list[ParityRow] = []
+    for case, group in ((f"batch of {len(short)}", short), (by_length[-1].case, by_length[-1:])):
+        rows.extend(_rows(case + suffix, group, _batch_outputs(model, group, layers=False)))
+    return tuple(rows)
+
+
 def comparable(references: Sequence[Reference], precision: str, rate: int) -> list[Reference]:
     """The references that the tolerances of a precision are meant for: long enough, and not silence throughout."""
     if precision not in SHORTEST_SECONDS:
@@ -73,7 +86,7 @@ def comparable(references: Sequence[Reference], precision: str, rate: int) -> li
 Columns = dict[str, list[Array]]
 
 
-def _batch_outputs(model: Model, references: Sequence[Reference]) -> Columns:
+def _batch_outputs(model: Model, references: Sequence[Reference], layers: bool = True) -> Columns:
     """The public graph's outputs for each waveform of a batch, and the mean of every layer if all of them are short."""
     head = model.manifest.head
     names = [LAST_HIDDEN_STATE, FRAME_LENGTHS, EMBEDDING] + ([head.outputs[-1]] if head else [])
@@ -83,9 +96,9 @@ def _batch_outputs(model: Model, references: Sequence[Reference]) -> Columns:
         "frames": [row[:length] for row, length in zip(frames, lengths, strict=True)],
         "pooled": list(pooled),
     }
-    if max(len(waveform) for waveform in waveforms) <= LAYERS_SECONDS * model.sample_rate:
-        layers = [pooled_output(str(layer), "mean") for layer in range(model.manifest.architecture.layers + 1)]
-        outputs["layers"] = list(np.stack(model.forward(waveforms, layers, fill=np.nan), axis=1))
+    if layers and max(len(waveform) for waveform in waveforms) <= LAYERS_SECONDS * model.sample_rate:
+        every = [pooled_output(str(layer), "mean") for layer in range(model.manifest.architecture.layers + 1)]
+        outputs["layers"] = list(np.stack(model.forward(waveforms, every, fill=np.nan), axis=1))
     if head:
         per_frame = head.level == "frame"
         rows = zip(columns[0], lengths, strict=True)
