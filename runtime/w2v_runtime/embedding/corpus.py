@@ -189,27 +189,22 @@ class _Decoded:
 
 
 def _decode_ahead(work: _Work, inputs: Iterable[Input], decoder: Workers, jobs: int) -> Iterator[_Decoded]:
-    """Decode inputs on threads, a few ahead of their use; yield what is finished first, but nearly in order."""
-    ahead: list[Task[_Decoded]] = []
+    """Decode inputs on threads, a few ahead of their use, and yield them in order, so that batches are always the same.
+
+    So much audio at most waits in memory: :data:`AHEAD_SECONDS`, and what two inputs a thread may hold beyond that.
+    """
+    ahead: deque[Task[_Decoded]] = deque()
     for item in inputs:
         ahead.append(decoder.submit(partial(work.decode, item)))
-        while len(ahead) > 4 * jobs or _waits(ahead, 2 * jobs):
-            yield _first_finished(ahead)
+        while len(ahead) > 4 * jobs or _enough(ahead, 2 * jobs):
+            yield ahead.popleft().result()
     while ahead:
-        yield _first_finished(ahead)
+        yield ahead.popleft().result()
 
 
-def _waits(ahead: list[Task[_Decoded]], most_open: int) -> bool:
-    """Whether no further input should be decoded yet, since much audio waits already or may soon."""
+def _enough(ahead: deque[Task[_Decoded]], most_open: int) -> bool:
     finished = [task for task in ahead if task.done]
     return len(ahead) - len(finished) > most_open or sum(task.result().held for task in finished) > AHEAD_SECONDS
-
-
-def _first_finished(ahead: list[Task[_Decoded]]) -> _Decoded:
-    """Take the first task that is finished, so that a long one holds up no other; else wait for the first."""
-    task = next((task for task in ahead if task.done), ahead[0])
-    ahead.remove(task)
-    return task.result()
 
 
 def _batches(work: _Work, decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
