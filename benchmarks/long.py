@@ -33,6 +33,7 @@ from w2v_runtime.threads.processors import available
 #: Seconds of a recording, and how often it is embedded.
 LENGTHS = {60: 5, 300: 1}
 MODELS = ("base", "large")
+EVERY = [f"{model}-{seconds}" for model in MODELS for seconds in LENGTHS]
 #: Seconds that are embedded before anything counts.
 _WARM = 45
 
@@ -115,9 +116,9 @@ def windowed(architecture: Architecture, seconds: float) -> int:
 
 def main(options: argparse.Namespace) -> None:
     """Measure the named figures and write the page of all."""
-    every = [f"{model}-{seconds}" for model in MODELS for seconds in LENGTHS]
-    results = report.records(options, "long", options.figures or every, measure)
-    stored = {name: results[name] for name in every if name in results}
+    chosen = EVERY if "all" in options.figures else options.figures
+    results = report.records(options, "long", chosen, measure)
+    stored = {name: results[name] for name in EVERY if name in results}
     said = (
         "Made by `python benchmarks/long.py`: frames of one recording of speech-like audio, fp32, seeded weights. "
         f"Memory is the peak above that of the open model, which has embedded {_WARM} s. Differences are from "
@@ -155,5 +156,5 @@ def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = report.parser(__doc__)
-    parser.add_argument("figures", nargs="*", choices=[f"{m}-{s}" for m in MODELS for s in LENGTHS], default=[])
+    parser.add_argument("figures", nargs="*", choices=["all", *EVERY], default="all")
     main(parser.parse_args())

@@ -108,6 +108,28 @@ def bundles(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPat
     return bundle
 
 
+@pytest.fixture(scope="session")
+def relatives(
+    tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str], Path], bundles: Callable[[str], Path]
+) -> Callable[[str], tuple[Path, Path]]:
+    """The checkpoint and the bundle of what ``families`` names, and of the three above, made once."""
+    from families import save
+    from w2v_export import export_bundle
+
+    made: dict[str, tuple[Path, Path]] = {}
+
+    def relative(name: str) -> tuple[Path, Path]:
+        if name in ("base", "large", "emotion"):
+            return checkpoints(name), bundles(name)
+        if name not in made:
+            folder = tmp_path_factory.mktemp("relatives")
+            checkpoint = save(folder / name, name)
+            made[name] = checkpoint, export_bundle(checkpoint, folder / "bundle").folder
+        return made[name]
+
+    return relative
+
+
 @pytest.fixture
 def recordings(tmp_path: Path) -> Path:
     """A folder of five short recordings of unequal lengths, two in a folder below."""

@@ -47,11 +47,19 @@ HEADS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "frames": ("Wav2Vec2", "ForAudioFrameClassification", TINY | LAYER | {"num_labels": 2} | WEIGHTED),
     "ctc-bert": ("Wav2Vec2Bert", "ForCTC", SIZE | {"conv_depthwise_kernel_size": 7, "vocab_size": 7}),
 }
+#: Checkpoints that take the waveform as it is.
+RAW: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "raw": ("Wav2Vec2", "Model", TINY | GROUP),
+    "raw-wavlm": ("WavLM", "Model", WAVLM | GROUP),
+    "raw-gaps": ("Wav2Vec2", "Model", TINY | GROUP | {"conv_kernel": [3, 3, 3, 3, 3, 2, 2]}),
+}
+#: The first convolution forgets two of five samples.
+GAPS = {"gaps": ("Wav2Vec2", "Model", TINY | LAYER | {"conv_kernel": [3, 3, 3, 3, 3, 2, 2]})}
 
 
 def save(folder: Path, name: str) -> Path:
-    """Save a tiny checkpoint of a family or head, every weight of it at random."""
-    prefix, suffix, config = (FAMILIES | HEADS)[name]
+    """Save a tiny checkpoint by name, every weight of it at random."""
+    prefix, suffix, config = (FAMILIES | HEADS | RAW | GAPS)[name]
     torch.manual_seed(0)
     model = getattr(transformers, prefix + suffix)(getattr(transformers, f"{prefix}Config")(**config)).eval()
     generator = torch.Generator().manual_seed(1)
@@ -67,7 +75,8 @@ def save(folder: Path, name: str) -> Path:
             tokens = ("<pad>", "<s>", "|", "e", ",", "'", "f0")
             (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
     else:
-        extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask="stable" in name)
+        masked = "stable" in name
+        extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=name not in RAW, return_attention_mask=masked)
         extractor.save_pretrained(folder)
     return folder
 

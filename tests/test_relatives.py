@@ -14,8 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from conftest import speech  # noqa: E402
-from families import FAMILIES, Reference, save  # noqa: E402
-from w2v_export import export_bundle  # noqa: E402
+from families import FAMILIES, Reference  # noqa: E402
 from w2v_models import TOLERANCES, AudioError  # noqa: E402
 from w2v_models.manifest import FRAME_LENGTHS, frames_output  # noqa: E402
 from w2v_runtime import Embedder  # noqa: E402
@@ -29,17 +28,12 @@ LENGTHS = (560, 1600, 4321, 16000, 23456)
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Reference, Embedder]]:
-    """A tiny checkpoint and its bundle by name, made once."""
-    made: dict[str, tuple[Reference, Path]] = {}
+def models(relatives: Callable[[str], tuple[Path, Path]]) -> Callable[[str], tuple[Reference, Embedder]]:
+    """The reference and the embedder of a tiny checkpoint by name."""
 
     def model(name: str) -> tuple[Reference, Embedder]:
-        if name not in made:
-            folder = tmp_path_factory.mktemp("relatives")
-            checkpoint = save(folder / name, name)
-            made[name] = Reference(checkpoint), export_bundle(checkpoint, folder / "bundle").folder
-        reference, bundle = made[name]
-        return reference, Embedder(bundle)
+        checkpoint, bundle = relatives(name)
+        return Reference(checkpoint), Embedder(bundle)
 
     return model
 
