@@ -167,7 +167,7 @@ class WaveformFrontEnd(nn.Module):
     Shape: waveform (batch, samples), lengths (batch,) → (batch, ``ConvStack.num_frames(samples)``, conv channels).
     The content beyond an utterance's length is ignored, NaN included; features beyond its frames are finite.
 
-    With ``moments`` (batch, ``2 + k + k²``), as ``w2v_models.manifest.MOMENTS`` lays them out, the normalisation and
+    With ``moments`` (batch, ``3 + k + k²``), as ``w2v_models.manifest.MOMENTS`` lays them out, the normalisation and
     the group norm use these in place of the utterance's own statistics.
     """
 
@@ -190,7 +190,7 @@ class WaveformFrontEnd(nn.Module):
     @property
     def moments_size(self) -> int:
         """Numbers in ``moments``."""
-        return 2 + self.first_kernel + self.first_kernel**2
+        return 3 + self.first_kernel + self.first_kernel**2
 
     def forward(self, waveform: Tensor, lengths: Tensor, moments: Tensor | None = None) -> Tensor:
         statistics = None
@@ -221,15 +221,15 @@ class WaveformFrontEnd(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """The waveform normalised by the recording's moments, and the group norm's statistics computed from them."""
         mask = valid(lengths, waveform.shape[1]).squeeze(2)
-        mean, scale = moments[:, :1], torch.ones_like(moments[:, :1])
+        scale = torch.ones_like(moments[:, :1])
+        if self.normalise or self.grouped:
+            waveform = waveform - moments[:, :1] - moments[:, 1:2]
         if self.normalise:
-            scale = 1 / torch.sqrt(moments[:, 1:2] + NORMALISATION_EPSILON)
-        elif not self.grouped:
-            mean = torch.zeros_like(mean)
-        waveform = torch.where(mask, (waveform - mean) * scale, 0.0)
+            scale = 1 / torch.sqrt(moments[:, 2:3] + NORMALISATION_EPSILON)
+        waveform = torch.where(mask, waveform * scale, 0.0)
         if not self.surplus:
             return waveform, None
         kernel = self.first_kernel
-        frame_mean = (moments[:, 2 : 2 + kernel] * scale)[:, None, :]
-        covariance = moments[:, 2 + kernel :].reshape(-1, kernel, kernel) * (scale * scale)[:, :, None]
+        frame_mean = (moments[:, 3 : 3 + kernel] * scale)[:, None, :]
+        covariance = moments[:, 3 + kernel :].reshape(-1, kernel, kernel) * (scale * scale)[:, :, None]
         return waveform, (frame_mean, covariance)

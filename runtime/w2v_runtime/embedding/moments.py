@@ -55,18 +55,14 @@ class WaveformMoments:
         self._rest = pending
 
     def vector(self) -> npt.NDArray[np.float32]:
-        """Mean, variance, mean frame and covariance of the frames: (2 + k + k²,), as ``manifest.MOMENTS`` lays out.
-
-        The mean frame counts from the mean as rounded to float32, which is what the graph takes off the samples.
-        """
+        """Mean, variance, mean frame and covariance of the frames: (3 + k + k²,), as ``manifest.MOMENTS`` lays out."""
         shift, n, frames = self._shift or 0.0, max(self.samples, 1), max(self._frames, 1)
         mean, frame_mean = self._sum / n, self._frame_sum / frames
         variance = max(self._square_sum / n - mean**2, 0.0)
         covariance = self._frame_products / frames - np.outer(frame_mean, frame_mean)
-        rounded = float(np.float32(shift + mean))
-        return np.concatenate([[rounded, variance], frame_mean + (shift - rounded), covariance.ravel()]).astype(
-            np.float32
-        )
+        coarse = float(np.float32(shift + mean))
+        vector = np.concatenate([[coarse, shift - coarse + mean, variance], frame_mean - mean, covariance.ravel()])
+        return vector.astype(np.float32)
 
 
 class MelMoments:
