@@ -39,8 +39,8 @@ LAST_LAYER: Final = "last"
 WEIGHTED_LAYERS: Final = "weighted"
 LAYER_WEIGHTS: Final = "layer_weights"
 #: Third input of the graph ``features``: the whole recording's statistics as float32. For the front end ``waveform``,
-#: in this order, the mean m of its samples as two numbers of which it is the sum, so that a large offset costs no digits;
-#: their variance; then mean minus m (k,) and covariance (k, k) of the frames that the first convolution (kernel k) sees,
+#: in this order, the mean m of its samples as the sum of two numbers, so that a large offset costs no digits; their
+#: variance; then mean minus m (k,) and covariance (k, k) of the frames that the first convolution (kernel k) sees,
 #: all computed from the waveform before any normalisation. For ``log-mel``, mean and variance of each mel band.
 MOMENTS: Final = "moments"
 #: The graph ``features`` turns pieces of a long recording into the projected features that the graph ``encoder`` takes.

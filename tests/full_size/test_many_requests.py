@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from random_requests import KINDS, ask  # noqa: E402
+from random_requests import KINDS, ask
 
 
 @pytest.mark.parametrize("number", range(2, 16))
