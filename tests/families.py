@@ -104,6 +104,22 @@ def hooked(encoder: Any) -> Iterator[list[torch.Tensor]]:
             hook.remove()
 
 
+class EmotionModel(transformers.Wav2Vec2PreTrainedModel):
+    """The class that audeering's model card tells users to paste."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.wav2vec2 = transformers.Wav2Vec2Model(config)
+        self.classifier = torch.nn.Module()
+        self.classifier.dense = torch.nn.Linear(config.hidden_size, config.hidden_size)
+        self.classifier.out_proj = torch.nn.Linear(config.hidden_size, config.num_labels)
+        self.init_weights()
+
+    def forward(self, input_values):
+        hidden = self.wav2vec2(input_values)[0].mean(dim=1)
+        return hidden, self.classifier.out_proj(torch.tanh(self.classifier.dense(hidden)))
+
+
 class Reference:
     """A user's script around a saved checkpoint: one recording at a time."""
 

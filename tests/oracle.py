@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file
 from transformers.modeling_outputs import BaseModelOutput
 
-from families import hooked
+from families import EmotionModel, hooked
 
 Array = np.ndarray
 
@@ -32,13 +31,12 @@ class Oracle:
 
     def __init__(self, folder: Path) -> None:
         config = transformers.AutoConfig.from_pretrained(folder)
-        self.emotion = config.architectures == ["EmotionModel"]
-        name = "Wav2Vec2Model" if self.emotion else config.architectures[0]
-        self.model = getattr(transformers, name).from_pretrained(folder).eval().double()
+        (name,) = config.architectures
+        kind = EmotionModel if name == "EmotionModel" else getattr(transformers, name)
+        self.model = kind.from_pretrained(folder).eval().double()
         self.extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
         self.bert = config.model_type == "wav2vec2-bert"
         self.stride = 320 if self.bert else math.prod(config.conv_stride)
-        self.weights = load_file(folder / "model.safetensors")
 
     @torch.inference_mode()
     def __call__(self, waveform: Array, window: float | None = None, context: float = 0.0) -> Answer:
@@ -49,17 +47,18 @@ class Oracle:
         inputs = self.inputs(waveform)
         base = self.model.base_model
         frames = int(inputs["attention_mask"].sum()) if self.bert else self.frames(len(waveform))
-        windows = [(0, frames, 0, frames)]
+        windows, split = [(0, frames, 0, frames)], nullcontext()
         if window is not None:
             size, more = round(window * 16000 / self.stride), round(context * 16000 / self.stride)
             windows = [
                 (first, min(first + size, frames), max(0, first - more), min(first + size + more, frames))
                 for first in range(0, frames, size)
             ]
-        with windowed(base.encoder, windows if window is not None else None):
+            split = windowed(base.encoder, windows)
+        with split:
             with hooked(base.encoder) as seen:
                 last = base(**inputs).last_hidden_state[0, :frames]
-            columns = self.columns(inputs, last, frames)
+            columns = self.columns(inputs, frames)
         count = len(seen) // len(windows)
         layers = [
             torch.cat([seen[count * w + layer][0, a - c : b - c] for w, (a, b, c, _) in enumerate(windows)])
@@ -83,29 +82,20 @@ class Oracle:
             samples = (samples - kernel) // stride + 1
         return samples
 
-    def columns(self, inputs: dict[str, torch.Tensor], last: torch.Tensor, frames: int) -> torch.Tensor | None:
-        """The head's answer: (K,), or (T, K) of a head that answers each frame."""
-        if self.emotion:
-            dense, out = (
-                lambda x, name=name: torch.nn.functional.linear(
-                    x, *(self.weights[f"classifier.{name}.{part}"].double() for part in ("weight", "bias"))
-                )
-                for name in ("dense", "out_proj")
-            )
-            return out(torch.tanh(dense(last.mean(0))))
+    def columns(self, inputs: dict[str, torch.Tensor], frames: int) -> torch.Tensor | None:
+        """The head's answer: (K,), or (T, K) of a head that answers each frame; None without a head."""
         if self.model is self.model.base_model:
             return None
         answer = self.model(**inputs)
+        if isinstance(self.model, EmotionModel):
+            return answer[1][0]
         columns = answer.embeddings[0] if hasattr(answer, "embeddings") else answer.logits[0]
         return columns[:frames] if columns.ndim == 2 else columns
 
 
 @contextmanager
-def windowed(encoder: Any, windows: list[tuple[int, int, int, int]] | None) -> Iterator[None]:
+def windowed(encoder: Any, windows: list[tuple[int, int, int, int]]) -> Iterator[None]:
     """Let an encoder see the frames begin … end of each window (first, last, begin, end) and keep first … last."""
-    if windows is None:
-        yield
-        return
     whole = encoder.forward
 
     def forward(hidden: torch.Tensor, *_: Any, **__: Any) -> BaseModelOutput:

@@ -153,13 +153,14 @@ def compared(asked: Asked, result: Any, answer: Answer) -> list[tuple[str, np.nd
     many = np.moveaxis(result.values, -2, 0) if len(chosen) > 1 else [result.values]
     assert len(many) == len(chosen)
     for values, (kind, frames) in zip(many, chosen, strict=True):
+        largest = np.abs(frames).max()
         if asked.arguments["level"] == "frame":
-            parts.append((kind, values, frames, np.abs(frames).max()))
+            parts.append((kind, values, frames, largest))
             continue
         statistics = asked.arguments["pooling"]
         for name, part in zip(statistics, np.split(values, len(statistics)), strict=True):
             row = "pooled" if kind == "frames" and name == "mean" else kind
-            parts.append((row, part, getattr(frames, name)(axis=0), np.abs(frames).max()))
+            parts.append((row, part, getattr(frames, name)(axis=0), largest))
     if answer.columns is not None and (answer.columns.ndim == 1 or asked.arguments["level"] == "frame"):
         parts.append(("logits", result.logits, answer.columns, np.abs(answer.columns).max()))
     else:

@@ -21,8 +21,7 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from families import save  # noqa: E402
-from test_export import EmotionModel  # noqa: E402
+from families import EmotionModel, save  # noqa: E402
 from test_heads import SIZES, STABLE, CardAgeGenderModel, randomised  # noqa: E402
 from w2v_export import checkpoint as checkpoints_module  # noqa: E402
 from w2v_export import export_bundle, weight_files  # noqa: E402

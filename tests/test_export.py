@@ -18,6 +18,7 @@ from w2v_runtime.embedding.parity import difference
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from families import EmotionModel  # noqa: E402
 from w2v_export import export_bundle  # noqa: E402
 from w2v_export.checkpoint import load, seeded  # noqa: E402
 from w2v_export.exporter import UnprovenError  # noqa: E402
@@ -27,22 +28,6 @@ KINDS = ("base", "large", "emotion")
 FRAMES = TOLERANCES["fp32"]["frames"].max_abs
 POOLED = TOLERANCES["fp32"]["pooled"].max_abs
 LENGTHS = (400, 401, 719, 720, 1600, 4321, 16000, 23456)
-
-
-class EmotionModel(transformers.Wav2Vec2PreTrainedModel):
-    """The class that audeering's model card tells users to paste."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.wav2vec2 = transformers.Wav2Vec2Model(config)
-        self.classifier = torch.nn.Module()
-        self.classifier.dense = torch.nn.Linear(config.hidden_size, config.hidden_size)
-        self.classifier.out_proj = torch.nn.Linear(config.hidden_size, config.num_labels)
-        self.init_weights()
-
-    def forward(self, input_values):
-        hidden = self.wav2vec2(input_values)[0].mean(dim=1)
-        return hidden, self.classifier.out_proj(torch.tanh(self.classifier.dense(hidden)))
 
 
 @torch.inference_mode()

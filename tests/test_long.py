@@ -28,33 +28,19 @@ def pool(frames: np.ndarray, pooling: tuple[str, ...]) -> np.ndarray:
     return running.result(pooling)
 
 
-def windowed_reference(folder, waveform: np.ndarray, windowing: Windowing) -> np.ndarray:
-    """transformers' own modules: front end over the whole recording, encoder over each window of its frames."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    model = transformers.Wav2Vec2Model.from_pretrained(folder).eval()
-    extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(folder)
-    values = extractor(waveform, sampling_rate=16000, return_tensors="pt").input_values
-    joined = []
-    with torch.inference_mode():
-        features = model.feature_projection(model.feature_extractor(values).transpose(1, 2))[0]
-        total, size, context = features.shape[1], round(windowing.window * 50), round(windowing.context * 50)
-        for first in range(0, total, size):
-            begin, end = max(0, first - context), min(total, first + size + context)
-            hidden = model.encoder(features[:, begin:end].clone()).last_hidden_state[0]
-            joined.append(hidden[first - begin : min(first + size, total) - begin].numpy())
-    return np.concatenate(joined)
-
-
 @pytest.mark.parametrize("kind", ["base", "large", "emotion"])
 @pytest.mark.parametrize(
     "windowing", [Windowing(2, 0.5, whole=3), Windowing(1, 0, whole=0), Windowing(3.3, 1.1, whole=5.5)]
 )
 def test_windows_equal_pytorch_on_the_same_windows(checkpoints, bundles, kind, windowing, tmp_path):
     """Frames, all poolings and logits of 7.3 s in windows, from a file and from an array."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from oracle import Oracle
+
     waveform = speech(7.3, seed=5) * np.linspace(0.1, 1, round(7.3 * 16000), dtype=np.float32) + np.float32(0.02)
     soundfile.write(tmp_path / "long.wav", waveform, 16000, subtype="FLOAT")
-    expected = windowed_reference(checkpoints(kind), waveform, windowing)
+    expected = Oracle(checkpoints(kind))(waveform, windowing.window, windowing.context).last
     embedder = Embedder(bundles(kind), windowing=windowing)
     for audio in (tmp_path / "long.wav", (waveform, 16000)):
         frames = embedder.embed(audio, level="frame")

@@ -52,11 +52,9 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def models(checkpoints, tmp_path_factory) -> Callable[[str], tuple[Path, list[Reference]]]:
+def models(relatives) -> Callable[[str], tuple[Path, list[Reference]]]:
     """A tiny bundle by name, and what PyTorch computes of the built-in signals; made once."""
     pytest.importorskip("torch")
-    from families import FAMILIES, HEADS, save
-    from w2v_export import export_bundle
     from w2v_export.checkpoint import load
     from w2v_export.references import reference_outputs
 
@@ -64,10 +62,8 @@ def models(checkpoints, tmp_path_factory) -> Callable[[str], tuple[Path, list[Re
 
     def model(name: str) -> tuple[Path, list[Reference]]:
         if name not in made:
-            folder = tmp_path_factory.mktemp("openvino")
-            checkpoint = save(folder / name, name) if name in FAMILIES | HEADS else checkpoints(name)
-            references = reference_outputs(load(str(checkpoint)), [], lambda done, total: None)
-            made[name] = export_bundle(checkpoint, folder / "bundle").folder, references
+            checkpoint, bundle = relatives(name)
+            made[name] = bundle, reference_outputs(load(str(checkpoint)), [], lambda done, total: None)
         return made[name]
 
     return model
@@ -137,24 +133,20 @@ def test_offsets_cost_no_digits(checkpoints, tmp_path, name, do_normalize):
 
     OpenVINO has no float64, in which the other engine takes means and statistics.
     """
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     from families import save
+    from oracle import Oracle
     from w2v_export import export_bundle
 
     folder = save(tmp_path / name, name) if name != "base" else shutil.copytree(checkpoints("base"), tmp_path / name)
     settings = json.loads((folder / "preprocessor_config.json").read_text()) | {"do_normalize": do_normalize}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    model = transformers.AutoModel.from_pretrained(folder).double().eval()
-    bundle = export_bundle(folder, tmp_path / "bundle")
+    oracle, bundle = Oracle(folder), export_bundle(folder, tmp_path / "bundle")
     constant = np.full(200_000, 0.37, np.float32)
     signals = [constant[:80_000], constant, *(speech(9) + np.float32(offset) for offset in (0.5, 5, 50))]
     for waveform in signals:
-        exact = waveform.astype(np.float64)
-        if do_normalize:
-            exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-7)
-        with torch.inference_mode():
-            expected = model(torch.from_numpy(exact)[None]).last_hidden_state[0].numpy()
+        expected = oracle(waveform).last
         for device in ("openvino", "cpu"):
             embedder = Embedder(bundle, device=device)
             audio, request = Audio(waveform, 16000, 1.0), embedder.resolve(Request("frame"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,11 +30,12 @@ LENGTHS = (560, 1600, 4321, 16000, 23456)
 
 @pytest.fixture(scope="module")
 def models(relatives: Callable[[str], tuple[Path, Path]]) -> Callable[[str], tuple[Reference, Embedder]]:
-    """The reference and the embedder of a tiny checkpoint by name."""
+    """The reference of a tiny checkpoint by name, loaded once, and its embedder."""
+    reference = functools.cache(Reference)
 
     def model(name: str) -> tuple[Reference, Embedder]:
         checkpoint, bundle = relatives(name)
-        return Reference(checkpoint), Embedder(bundle)
+        return reference(checkpoint), Embedder(bundle)
 
     return model
 
