@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from optimum.utils import is_transformers_version
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -34,6 +35,8 @@ from w2v_models.manifest import (
 )
 
 Array = npt.NDArray[np.float32]
+#: How transformers is told to load weights in float32.
+_FLOAT32: Final = {"dtype" if is_transformers_version(">=", "4.56") else "torch_dtype": torch.float32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +169,7 @@ def read_checkpoint(described: Description, offline: bool = False) -> Checkpoint
     with _silence():
         try:
             reference, info = model.from_pretrained(
-                folder, config=config, torch_dtype=torch.float32, output_loading_info=True
+                folder, config=config, output_loading_info=True, **_FLOAT32
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             with torch.device("meta"):  # the model without memory for weights

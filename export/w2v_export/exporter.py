@@ -34,7 +34,7 @@ from w2v_runtime.engines.base import CPU, OPENVINO
 from w2v_runtime.engines.installed import check_installation, installed_version, is_here
 
 REFERENCE: Final = "reference.npz"
-_PACKAGES: Final = ("w2v-onnx", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "numpy")
+_PACKAGES: Final = ("w2v-onnx", "torch", "transformers", "optimum", "onnx", "onnxruntime", "numpy")
 
 #: Called with a stage's name and how much of it is done, (stage, i, n).
 Report = Callable[[str, int, int], None]

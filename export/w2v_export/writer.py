@@ -1,14 +1,18 @@
-"""Write the graphs as ONNX files that share one file of weights, with optimum's exporter.
+"""Write the graphs as ONNX files that share one file of weights, with PyTorch's TorchScript exporter.
 
 The exporter never holds the weights: it traces graphs that take their weights as inputs, and these inputs become
 references into one external data file, which is written tensor by tensor. So a model may be larger than a protobuf's
 2 GB, and each further graph adds only its nodes.
+
+Only :func:`_trace` calls the exporter. It is PyTorch's legacy one. In its place ``torch.onnx.export(dynamo=True)`` would
+need: our operators (``graph.tensors``, ``graph.quantised``) as ``torch.library`` operators with an entry in its
+``custom_translation_table``, in place of symbolics; ``dynamic_shapes`` in place of ``dynamic_axes``; onnxscript; and
+names of nodes and weights that the runtime's cuts and the fusions of ONNX Runtime find again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import warnings
@@ -16,15 +20,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from unittest import mock
 
 import onnx
 import torch
 from onnx.external_data_helper import set_external_data
-from optimum.exporters.onnx import OnnxConfig
-from optimum.exporters.onnx.convert import export
-from optimum.utils import NormalizedConfig
-from transformers import PretrainedConfig
 
 from w2v_export.graph import quantised, tensors
 from w2v_export.graph.inference import EncoderGraph, FeatureGraph, HeadGraph, InferenceGraph, MelGraph
@@ -62,27 +61,6 @@ HEAD: Final = "head"
 MEL: Final = "mel"
 
 _BATCH: Final = {0: "batch"}
-
-
-class GraphOnnxConfig(OnnxConfig):
-    """What optimum needs to export a module: example inputs, and the outputs by name."""
-
-    NORMALIZED_CONFIG_CLASS = NormalizedConfig
-
-    def __init__(self, example: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> None:
-        super().__init__(PretrainedConfig(), task="feature-extraction")
-        self._example, self._outputs = example, outputs
-
-    @property
-    def inputs(self) -> dict[str, dict[int, str]]:
-        return {name: _axes(name, value) for name, value in self._example.items()}
-
-    @property
-    def outputs(self) -> dict[str, dict[int, str]]:
-        return {name: _axes(name, value) for name, value in self._outputs.items()}
-
-    def generate_dummy_inputs(self, framework: str = "pt", **shapes: int) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        return dict(self._example)
 
 
 def _axes(name: str, value: torch.Tensor) -> dict[int, str]:
@@ -148,19 +126,25 @@ def export_graphs(
 
 
 def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path) -> onnx.ModelProto:
-    """Trace a module with optimum's exporter and raise the graph to :data:`OPSET`; the weights are still inputs."""
+    """Trace a module and raise the graph to :data:`OPSET`; the weights are still inputs."""
     tensors.register_symbolics(TRACED_OPSET)
     quantised.register_symbolics(TRACED_OPSET)
-    model = model.eval()
-    model.config = PretrainedConfig()
     with torch.no_grad():
-        outputs = model(**inputs)
-    config = GraphOnnxConfig(inputs, outputs)
+        outputs = model.eval()(**inputs)
     path = folder / "traced.onnx"
-    without_weights = functools.partial(torch.onnx.export, export_params=False)
-    with _quiet(), mock.patch("torch.onnx.export", without_weights):
-        # The dynamic-axes fix would open the graph in ONNX Runtime before its operator set is raised.
-        export(model, config, path, opset=TRACED_OPSET, disable_dynamic_axes_fix=True, do_constant_folding=False)
+    with _quiet():
+        torch.onnx.export(
+            model,
+            (inputs,),  # a mapping at the end holds arguments by name
+            path,
+            export_params=False,
+            opset_version=TRACED_OPSET,
+            do_constant_folding=False,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: _axes(name, value) for name, value in (inputs | outputs).items()},
+            dynamo=False,
+        )
     proto = onnx.load(path)
     path.unlink()
     raise_opset(proto)
@@ -242,14 +226,12 @@ def _refer(proto: onnx.ModelProto, model: torch.nn.Module, data: str, places: di
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's warnings about tracing and deprecation, which the user cannot act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "optimum")]
-    levels = [logger.level for logger in loggers]
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)
