@@ -92,7 +92,17 @@ class Checkpoint:
         """The graph to export (:class:`InferenceGraph`), which takes over the reference's parameters."""
         conv = self.architecture.conv
         front_end, projection, encoder = self.family.parts(self.encoder, conv, self.extractor)
+        if self.head is not None:
+            self.head.sums_last = self._sums_last()
         return InferenceGraph(front_end, projection, encoder, conv, self.head).eval()
+
+    @torch.inference_mode()
+    def _sums_last(self) -> bool:
+        """Whether the reference's hidden states end with its last hidden state: those of transformers 5 do not."""
+        noise = torch.randn(4 * self.architecture.conv.receptive_field, generator=torch.Generator().manual_seed(0))
+        inputs = self.extractor(noise.numpy(), sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
+        answer = self.encoder(**inputs, output_hidden_states=True)
+        return torch.equal(answer.hidden_states[-1], answer.last_hidden_state)
 
     @torch.inference_mode()
     def run(self, waveform: Array) -> Outputs:

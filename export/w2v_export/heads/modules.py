@@ -26,6 +26,8 @@ class HeadModule(nn.Module):
             ``std1`` is the standard deviation with n - 1 in the denominator. Empty at frame level.
         margin: encoder frames lost on each side to convolutions without padding: n valid encoder frames give
             n - 2·margin valid head frames, the first of them centred on encoder frame ``margin``.
+        sums_last: whether the last term of a weighted sum of hidden states is the ``last_hidden_state``, as in
+            transformers 4, or the last layer before the norm that follows it, as in transformers 5.
 
     Args:
         labels: as above.
@@ -37,6 +39,7 @@ class HeadModule(nn.Module):
     level: Literal["utterance", "frame"] = "utterance"
     pooling: tuple[str, ...] = ("mean",)
     margin: int = 0
+    sums_last: bool = True
 
     def __init__(self, labels: tuple[str, ...], summed: int = 0) -> None:
         super().__init__()
@@ -64,14 +67,13 @@ class HeadModule(nn.Module):
         raise NotImplementedError
 
     def hidden_states(self, layers: list[Tensor], last: Tensor) -> Tensor:
-        """The head's input: ``last``, or the sum of all hidden states with softmax weights.
-
-        As in the reference, the sum's last term is ``last``, after the norm that follows the last block, if any.
-        """
+        """The head's input: ``last``, or the sum of all hidden states with softmax weights."""
         if self.layer_weights is None:
             return last
+        if self.sums_last:
+            layers = [*layers[:-1], last]
         weights = F.softmax(self.layer_weights, dim=0).unbind()
-        first, *others = [weight * layer for weight, layer in zip(weights, [*layers[:-1], last], strict=True)]
+        first, *others = [weight * layer for weight, layer in zip(weights, layers, strict=True)]
         return sum(others, first)
 
 
