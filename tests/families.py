@@ -113,7 +113,7 @@ class EmotionModel(transformers.Wav2Vec2PreTrainedModel):
         self.classifier = torch.nn.Module()
         self.classifier.dense = torch.nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier.out_proj = torch.nn.Linear(config.hidden_size, config.num_labels)
-        self.init_weights()
+        self.post_init()
 
     def forward(self, input_values):
         hidden = self.wav2vec2(input_values)[0].mean(dim=1)

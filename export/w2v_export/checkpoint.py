@@ -178,9 +178,7 @@ def read_checkpoint(described: Description, offline: bool = False) -> Checkpoint
     del weights  # pickles of the old format are in memory as a whole
     with _silence():
         try:
-            reference, info = model.from_pretrained(
-                folder, config=config, output_loading_info=True, **_FLOAT32
-            )
+            reference, info = model.from_pretrained(folder, config=config, output_loading_info=True, **_FLOAT32)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             with torch.device("meta"):  # the model without memory for weights
                 refuse_misshapen(folder, shapes, model(config))

@@ -93,7 +93,7 @@ def _hub_errors(model: str) -> Iterator[None]:
         raise CheckpointError(
             f"{model} is neither a folder nor a model on the hub: {first_line(error)}. Check the name."
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # a client's own, such as httpx's, differ from release to release of the hub's package
         answered = isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError)
         why = first_line(error) if answered else "the hub cannot be reached"
         raise CheckpointError(

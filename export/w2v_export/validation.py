@@ -161,6 +161,8 @@ def _is_below(value: str) -> bool:
 def checked(where: Path | str, data: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
     """The values of the fields in the table ``fields``, with defaults for missing ones; other fields are left out.
 
+    Numbers have the type of the default, whole or not, on which transformers insists.
+
     Raises:
         CheckpointError: values are invalid; the message names each field and what it must be.
     """
@@ -168,7 +170,14 @@ def checked(where: Path | str, data: Any, fields: Mapping[str, Field]) -> dict[s
         raise CheckpointError(f"{where} must hold an object, not {schema.shown(data)}.")
     given = {name: field.kind for name, field in fields.items() if name in data}
     refuse(where, [problem(name, kind, data[name]) for name, kind in given.items() if not kind.fits(data[name])])
-    return {name: data.get(name, field.default) for name, field in fields.items()}
+    return {name: _like(field.default, data.get(name, field.default)) for name, field in fields.items()}
+
+
+def _like(default: Any, value: Any) -> Any:
+    """A number as one of the default's type, if it is the same number."""
+    number = {int, float}
+    same = {type(default), type(value)} == number and type(default)(value) == value
+    return type(default)(value) if same else value
 
 
 def problem(name: str, kind: Kind, value: Any) -> str:
