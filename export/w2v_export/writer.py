@@ -4,10 +4,10 @@ The exporter never holds the weights: it traces graphs that take their weights a
 references into one external data file, which is written tensor by tensor. So a model may be larger than a protobuf's
 2 GB, and each further graph adds only its nodes.
 
-Only :func:`_trace` calls the exporter. It is PyTorch's legacy one. In its place ``torch.onnx.export(dynamo=True)`` would
-need: our operators (``graph.tensors``, ``graph.quantised``) as ``torch.library`` operators with an entry in its
-``custom_translation_table``, in place of symbolics; ``dynamic_shapes`` in place of ``dynamic_axes``; onnxscript; and
-names of nodes and weights that the runtime's cuts and the fusions of ONNX Runtime find again.
+Only :func:`_trace` calls the exporter, which is PyTorch's legacy one. ``torch.onnx.export(dynamo=True)`` in its place
+would need: our operators (``graph.tensors``, ``graph.quantised``) as ``torch.library`` operators with an entry in its
+``custom_translation_table``, not as symbolics; ``dynamic_shapes`` for ``dynamic_axes``; onnxscript; and the names of
+nodes and weights by which the runtime cuts graphs.
 """
 
 from __future__ import annotations
