@@ -14,9 +14,18 @@ from w2v_export.hub import ADDED_TOKENS, CONFIG, PREPROCESSOR, PROCESSOR, VOCABU
 from w2v_export.validation import Kind, checked, choice, contents, problem, read_object, readable, refuse, text, whole
 from w2v_models import catalogue
 from w2v_models.errors import CheckpointError
-from w2v_models.manifest import Architecture
+from w2v_models.manifest import LOG_MEL_FRONT_END, WAVEFORM_FRONT_END, Architecture
 
 _FLOAT32_BYTES: Final = 4
+_COPY: Final = "Copy the file of the checkpoint that this one was fine-tuned from"
+#: What to do about a feature extractor that is missing: nothing that might not be what the model was trained with.
+_ADVICE: Final = {
+    WAVEFORM_FRONT_END: (
+        f"{_COPY}, or save the extractor that the training used; its do_normalize changes every embedding, and the "
+        "weights do not tell it."
+    ),
+    LOG_MEL_FRONT_END: f"{_COPY}, or save the extractor that the training used.",
+}
 
 
 @dataclass(frozen=True)
@@ -146,10 +155,9 @@ def _read_extractor(folder: Path, layout: Layout) -> dict[str, Any]:
     if os.path.lexists(path := folder / PROCESSOR) and "feature_extractor" in (data := read_object(path)):
         found[path] = checked(path, data["feature_extractor"], layout.extractor)
     if not found:
-        extractor = layout.extractor["feature_extractor_type"].default
         raise CheckpointError(
-            f"{folder} holds no {PREPROCESSOR}, which says how the waveform is prepared. "
-            f"Save it with: {extractor}(...).save_pretrained(folder)"
+            f"{folder} does not say how the waveform is prepared: it holds no {PREPROCESSOR}, and no {PROCESSOR} with "
+            f"a feature_extractor. {_ADVICE[layout.front_end]}"
         )
     first, *others = found.values()
     differing = [name for name in first if any(other[name] != first[name] for other in others)]
