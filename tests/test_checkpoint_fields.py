@@ -130,7 +130,7 @@ CONFIGS = [
     ({"adapter_attn_dim": 0}, "adapter_attn_dim must be"),
     ({"add_adapter": True}, "add_adapter must be left out: convolutions after the encoder are not exported"),
     ({"quantization_config": {"load_in_4bit": True}}, "quantization_config must be left out: quantised"),
-    ({"pruned_heads": {"0": [1]}}, "pruned_heads must be left out"),
+    ({"pruned_heads": {"0": [1]}}, "pruned_heads must be left out: attention without some of its heads"),
     ({"architectures": "Wav2Vec2ForCTC"}, "architectures must be a list"),
     ({"architectures": [3]}, "architectures must be a list"),
     ({"id2label": ["a"]}, "id2label must be an object from numbers to different names"),

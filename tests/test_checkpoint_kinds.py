@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import speech
-from w2v_models import TOLERANCES
+from conftest import LAYER, TINY, speech
+from w2v_models import TOLERANCES, CheckpointError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from families import save  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from families import NAMED, TDNN, save  # noqa: E402
 from w2v_export import export_bundle  # noqa: E402
+from w2v_export.checkpoint import load  # noqa: E402
 from w2v_runtime import Embedder  # noqa: E402
 
 FRAMES = TOLERANCES["fp32"]["frames"].max_abs
@@ -52,7 +55,7 @@ def answer(model: Any, extractor: Any) -> Any:
 
 @pytest.mark.parametrize(("kind", "normalises"), [("large", False), ("large", True), ("w2v-bert", None)])
 def test_the_processors_file_alone_says_how_the_waveform_is_prepared(copy, tmp_path, kind, normalises):
-    """As transformers saves a processor since release 5, with the feature extractor inside ``processor_config.json``."""
+    """As transformers saves a processor since release 5: the feature extractor is inside ``processor_config.json``."""
     folder = copy(kind)
     settings = json.loads((folder / PREPROCESSOR).read_text())
     if normalises is None:
@@ -69,3 +72,102 @@ def test_the_processors_file_alone_says_how_the_waveform_is_prepared(copy, tmp_p
     embedder = Embedder(export_bundle(folder, tmp_path / "bundle"))
     mine = embedder.embed((WAVEFORM, 16000), level="frame").values
     assert np.abs(mine - answer(model, extractor).last_hidden_state[0, : len(mine)].numpy()).max() <= FRAMES
+
+
+def logits(folder: Path, bundle: Path) -> np.ndarray:
+    """What the exported bundle's head says of the recording: (K,), or (T, K)."""
+    embedder = Embedder(export_bundle(folder, bundle))
+    level = embedder.manifest.head.level
+    return embedder.embed((WAVEFORM, 16000), level=level).logits
+
+
+#: What a class of one's own, or a converter, leaves in ``architectures``.
+NAMES = [
+    ...,
+    None,
+    [],
+    ["MyModel"],
+    ["Wav2Vec2ForPreTraining"],
+    ["Wav2Vec2ForCTC"],
+    ["HubertForSequenceClassification"],
+]
+
+
+@pytest.mark.parametrize("named", NAMES, ids=lambda named: "-".join(named) if isinstance(named, list) else str(named))
+@pytest.mark.parametrize("kind", ["base", "classifier"])
+def test_the_weights_say_which_head_there_is(copy, tmp_path, kind, named):
+    """CTC and a projected classifier, whatever the config has for the class's name."""
+    folder = copy(kind)
+    model = transformers.Wav2Vec2ForCTC if kind == "base" else transformers.HubertForSequenceClassification
+    edit(folder / CONFIG, architectures=named)
+    checkpoint = load(str(folder))
+    assert type(checkpoint.model) is model
+    theirs = answer(model.from_pretrained(folder), transformers.AutoFeatureExtractor.from_pretrained(folder))
+    assert np.abs(checkpoint.run(WAVEFORM).head - theirs.logits[0].numpy()).max() <= FRAMES
+    if named == ["MyModel"]:
+        assert np.abs(logits(folder, tmp_path / "bundle") - theirs.logits[0].numpy()).max() <= FRAMES
+
+
+@pytest.mark.parametrize("kind", ["base", "classifier", "x-vector", "frames", "ctc-bert"])
+def test_what_a_config_says_of_running_changes_nothing(copy, kind):
+    """Tuples in place of names, tracing, another attention, another precision: transformers' numbers as ever."""
+    folder = copy(kind)
+    expected = load(str(folder)).run(WAVEFORM)
+    flash = "flash_attention_2"
+    odd = {"torchscript": True, "return_dict": False, "use_return_dict": False, "output_hidden_states": True}
+    odd |= {"output_attentions": True, "dtype": "float16", "pruned_heads": {}, "_attn_implementation": flash}
+    odd |= {"attn_implementation": flash, "_attn_implementation_internal": "eager"}
+    edit(folder / CONFIG, **odd)
+    found = load(str(folder)).run(WAVEFORM)
+    assert np.array_equal(found.layers, expected.layers)
+    assert np.array_equal(found.head, expected.head)
+
+
+def elsewhere(folder: Path, family: str, head: str, config: dict[str, Any]) -> tuple[Any, Any]:
+    """Save a head of wav2vec 2.0's around another encoder, as a class of one's own: that encoder, and that head."""
+    torch.manual_seed(2)
+    encoder = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**config))
+    model = getattr(transformers, f"Wav2Vec2{head}")(transformers.Wav2Vec2Config(**config))
+    encoder.config.architectures = [f"{family}{head}"]
+    encoder.config.save_pretrained(folder)
+    prefix = encoder.base_model_prefix
+    weights = {f"{prefix}.{name}": value for name, value in encoder.state_dict().items()}
+    weights |= {name: value for name, value in model.state_dict().items() if not name.startswith("wav2vec2.")}
+    save_file({name: value.clone() for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return encoder.eval(), model.eval()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [("Hubert", "ForXVector"), ("UniSpeech", "ForXVector"), ("Hubert", "ForAudioFrameClassification")],
+)
+def test_a_head_around_an_encoder_where_transformers_has_none(tmp_path, family, head, weighted):
+    """The logits are those of wav2vec 2.0's class of that name, fed with the other encoder's hidden states."""
+    config = TINY | LAYER | TDNN | NAMED | {"use_weighted_layer_sum": weighted}
+    assert not hasattr(transformers, f"{family}{head}")
+    folder = tmp_path / "tiny"
+    encoder, model = elsewhere(folder, family, head, config)
+
+    class Fed(torch.nn.Module):
+        def forward(self, *inputs: Any, **_: Any) -> Any:
+            output = encoder(*inputs, output_hidden_states=True, return_dict=True)
+            last, states = output.last_hidden_state, output.hidden_states
+            return transformers.modeling_outputs.Wav2Vec2BaseModelOutput(last, last, states)
+
+    model.wav2vec2 = Fed()
+    with torch.inference_mode():
+        inputs = transformers.Wav2Vec2FeatureExtractor()(WAVEFORM, sampling_rate=16000, return_tensors="pt")
+        theirs = model(inputs.input_values)
+    expected = (theirs.embeddings if head == "ForXVector" else theirs.logits)[0].numpy()
+    assert np.abs(load(str(folder)).run(WAVEFORM).head - expected).max() <= POOLED
+    assert np.abs(logits(folder, tmp_path / "bundle") - expected).max() <= POOLED
+
+
+def test_a_head_that_is_named_and_not_there_is_refused(copy):
+    """Its weights cannot be made up; the way out is the encoder alone."""
+    folder = copy("hubert")
+    edit(folder / CONFIG, architectures=["HubertForCTC"])
+    with pytest.raises(CheckpointError, match=r"config\.json names HubertForCTC, but the weights hold no ctc head"):
+        load(str(folder))

@@ -1,7 +1,7 @@
-"""Reference models whose code stands only in their model cards, for transformers to load: heads that it does not have.
+"""Reference models that transformers lacks, for transformers to load: those of model cards, and its heads elsewhere.
 
-They are written as in the cards and share neither code nor weight loading with the graph's heads (``heads``), so that
-the parity test compares two independent implementations.
+They are written as in the cards, or as transformers has the head around other encoders, and share neither code nor
+weight loading with the graph's heads (``heads``), so that the parity test compares two independent implementations.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.models.wav2vec2.modeling_wav2vec2 import TDNNLayer
 
 
 class CardHead(nn.Module):
@@ -27,17 +28,17 @@ class CardHead(nn.Module):
 
 
 class CardModel:
-    """Base of the models of the cards: an encoder, and a head on the mean of its frames.
-
-    It is mixed into a family's ``PreTrainedModel``.
-    """
+    """Base of the models: an encoder, and a head on its hidden states; mixed into a family's ``PreTrainedModel``."""
 
     def add_heads(self, config: Any) -> None:
         """Add the head's modules."""
         raise NotImplementedError
 
-    def answer(self, pooled: Tensor) -> Tensor:
-        """The logits of utterances, from the means of their frames: (batch, hidden) → (batch, K)."""
+    def answer(self, states: list[Tensor]) -> Tensor:
+        """The head's columns of one utterance, (1, K) or (1, time, K), from transformers' ``hidden_states`` 0 … L.
+
+        Each is (1, time, hidden); the last is the ``last_hidden_state``.
+        """
         raise NotImplementedError
 
 
@@ -49,8 +50,8 @@ class EmotionModel(CardModel):
     def add_heads(self, config: Any) -> None:
         self.classifier = CardHead(config, config.num_labels)
 
-    def answer(self, pooled: Tensor) -> Tensor:
-        answer: Tensor = self.classifier(pooled)
+    def answer(self, states: list[Tensor]) -> Tensor:
+        answer: Tensor = self.classifier(states[-1].mean(dim=1))
         return answer
 
 
@@ -64,12 +65,58 @@ class AgeGenderModel(CardModel):
         self.age = CardHead(config, 1)
         self.gender = CardHead(config, 3)
 
-    def answer(self, pooled: Tensor) -> Tensor:
+    def answer(self, states: list[Tensor]) -> Tensor:
+        pooled = states[-1].mean(dim=1)
         return torch.hstack([self.age(pooled), torch.softmax(self.gender(pooled), dim=1)])
 
 
+class SummingModel(CardModel):
+    """Base of the models whose head may take a weighted sum of all hidden states."""
+
+    def add_heads(self, config: Any) -> None:
+        if config.use_weighted_layer_sum:
+            self.layer_weights = nn.Parameter(torch.ones(config.num_hidden_layers + 1) / (config.num_hidden_layers + 1))
+
+    def summed(self, states: list[Tensor]) -> Tensor:
+        """The head's input: the sum, or the last hidden state."""
+        if not self.config.use_weighted_layer_sum:  # type: ignore[attr-defined]
+            return states[-1]
+        weights = torch.softmax(self.layer_weights, dim=-1).view(-1, 1, 1)
+        return (torch.cat(states) * weights).sum(dim=0, keepdim=True)
+
+
+class XVectorModel(SummingModel):
+    """``Wav2Vec2ForXVector``."""
+
+    def add_heads(self, config: Any) -> None:
+        super().add_heads(config)
+        self.projector = nn.Linear(config.hidden_size, config.tdnn_dim[0])
+        self.tdnn = nn.ModuleList(TDNNLayer(config, i) for i in range(len(config.tdnn_dim)))
+        self.feature_extractor = nn.Linear(2 * config.tdnn_dim[-1], config.xvector_output_dim)
+        self.classifier = nn.Linear(config.xvector_output_dim, config.xvector_output_dim)
+
+    def answer(self, states: list[Tensor]) -> Tensor:
+        frames = self.projector(self.summed(states))
+        for layer in self.tdnn:
+            frames = layer(frames)
+        embedding: Tensor = self.feature_extractor(torch.hstack([frames.mean(dim=1), frames.std(dim=1)]))
+        return embedding
+
+
+class FrameModel(SummingModel):
+    """``Wav2Vec2ForAudioFrameClassification``."""
+
+    def add_heads(self, config: Any) -> None:
+        super().add_heads(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+
+    def answer(self, states: list[Tensor]) -> Tensor:
+        logits: Tensor = self.classifier(self.summed(states))
+        return logits
+
+
 def card_class(family: str, card: type[CardModel]) -> Any:
-    """The class of a card's model with a family's encoder; ``family`` is the prefix of its transformers classes."""
+    """The class of a model with a family's encoder; ``family`` is the prefix of the family's transformers classes."""
     base, encoder = (getattr(transformers, f"{family}{part}") for part in ("PreTrainedModel", "Model"))
 
     def initialise(self: Any, config: Any) -> None:

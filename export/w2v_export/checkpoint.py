@@ -21,7 +21,7 @@ from w2v_export.description import Description, describe, describe_architecture
 from w2v_export.families import FAMILIES, Family
 from w2v_export.graph.inference import InferenceGraph
 from w2v_export.heads.recognise import HeadModule, build_head
-from w2v_export.hub import first_line
+from w2v_export.hub import CONFIG, first_line
 from w2v_export.weights import beside_encoder, read, refuse_incomplete, refuse_misshapen, refuse_not_finite
 from w2v_models.errors import CheckpointError
 from w2v_models.manifest import (
@@ -119,8 +119,8 @@ class Checkpoint:
         *layers, last = (state[0, :frames] for state in states)
         head = None
         if with_head and entry is not None:
-            pooled = last.mean(dim=0, keepdim=True)
-            columns = (self.model.answer(pooled) if card else answer[entry.outputs[-1]])[0]
+            hidden_states = [state[None] for state in (*layers[:-1], last)]
+            columns = (self.model.answer(hidden_states) if card else answer[entry.outputs[-1]])[0]
             head = (columns[:frames] if entry.level == "frame" else columns).numpy()
         return Outputs(torch.stack(layers).numpy(), last.numpy(), head)
 
@@ -172,9 +172,14 @@ def read_checkpoint(described: Description, offline: bool = False) -> Checkpoint
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     try:
         head = build_head(_head_weights(weights, family), config, described.vocabulary)
-        model = family.model(config, head.kind if head else None)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
+    if head is None and (named := family.named_head(config)):
+        raise CheckpointError(
+            f"{folder / CONFIG} names {config.architectures[0]}, but the weights hold no {named} head; "
+            "--no-head exports the encoder alone."
+        )
+    model = family.model(head.kind if head else None)
     del weights  # pickles of the old format are in memory as a whole
     with _silence():
         try:
@@ -212,7 +217,7 @@ def draw(described: Description, seed: int) -> Checkpoint:
     if described.labels:
         config.id2label = dict(enumerate(described.labels))
     try:
-        model = family.model(config, "regression" if described.labels else None)
+        model = family.model("regression" if described.labels else family.named_head(config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             reference = model(config).eval()
@@ -251,11 +256,14 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 class _silence:  # noqa: N801 - used as a context manager, like contextlib's
-    """Silence transformers' warnings of unused weights, which are checked and refused here."""
+    """Silence transformers' progress, and its warnings of unused weights, which are checked and refused here."""
 
     def __enter__(self) -> None:
-        self.level = transformers_logging.get_verbosity()
+        self.level, self.bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
         transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
 
     def __exit__(self, *error: object) -> None:
         transformers_logging.set_verbosity(self.level)
+        if self.bars:
+            transformers_logging.enable_progress_bar()

@@ -12,7 +12,7 @@ from typing import Any, Final
 import transformers
 from transformers import PretrainedConfig
 
-from w2v_export.card_models import AgeGenderModel, EmotionModel, card_class
+from w2v_export.card_models import AgeGenderModel, EmotionModel, FrameModel, XVectorModel, card_class
 from w2v_export.fields import LAYOUTS
 from w2v_export.graph.conformer import bert, conformer
 from w2v_export.graph.data2vec import data2vec
@@ -21,7 +21,6 @@ from w2v_export.graph.inference import FrontEnd, Projection
 from w2v_export.graph.logmel import LogMelFrontEnd
 from w2v_export.graph.waveform import WaveformFrontEnd
 from w2v_export.graph.wavlm import wavlm
-from w2v_models.errors import CheckpointError
 from w2v_models.manifest import LOG_MEL_FRONT_END, ConvStack
 
 #: Suffixes of the transformers classes whose heads are exported with the encoder, by the kind of head.
@@ -31,8 +30,13 @@ HEAD_CLASSES: Final = {
     "frame-classification": "ForAudioFrameClassification",
     "x-vector": "ForXVector",
 }
-#: The models of the other kinds of head, which only model cards define.
-CARDS: Final = {"regression": EmotionModel, "age-gender": AgeGenderModel}
+#: The models of the kinds of head that transformers does not have, or not in every family.
+CARDS: Final = {
+    "regression": EmotionModel,
+    "age-gender": AgeGenderModel,
+    "x-vector": XVectorModel,
+    "frame-classification": FrameModel,
+}
 
 
 @dataclass(frozen=True)
@@ -67,24 +71,18 @@ class Family:
         prefix: str = getattr(transformers, f"{self.name}Model").base_model_prefix
         return prefix
 
-    def model(self, config: PretrainedConfig, head: str | None) -> Any:
-        """The reference class of a checkpoint, head included.
+    def model(self, head: str | None) -> Any:
+        """The reference class with this kind of head, whatever name the checkpoint has for it; None: the encoder alone.
 
-        If the config's ``architectures`` names a transformers class with a head that can be exported, it is that class.
-        Else ``head``, the kind of head by the checkpoint's weights, decides; None stands for the encoder alone.
-
-        Raises:
-            CheckpointError: neither transformers nor a model card has this head in this family.
+        It is transformers' own class where it has one.
         """
-        classes = {f"{self.name}{suffix}" for suffix in HEAD_CLASSES.values()}
-        architecture = (config.architectures or [""])[0]
-        if head in CARDS and architecture not in classes:
-            return card_class(self.name, CARDS[head])
-        if architecture not in classes:
-            architecture = f"{self.name}{HEAD_CLASSES[head] if head else 'Model'}"
-        if not hasattr(transformers, architecture):
-            raise CheckpointError(f"transformers has no {architecture}, so a head of this kind cannot be compared.")
-        return getattr(transformers, architecture)
+        name = f"{self.name}{HEAD_CLASSES.get(head, '') if head else 'Model'}"
+        return getattr(transformers, name) if hasattr(transformers, name) else card_class(self.name, CARDS[head or ""])
+
+    def named_head(self, config: PretrainedConfig) -> str | None:
+        """The kind of head by the class that the config's ``architectures`` names; None if that says nothing."""
+        kinds = {f"{self.name}{suffix}": kind for kind, suffix in HEAD_CLASSES.items()}
+        return kinds.get((config.architectures or [""])[0])
 
     def parts(self, model: Any, conv: ConvStack, extractor: Any) -> tuple[FrontEnd, Projection, Encoder]:
         """The graph's front end, projection and encoder, from the reference's."""

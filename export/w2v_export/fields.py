@@ -122,8 +122,10 @@ _SPEAKER_HEAD: Final[Fields] = {
 REFUSED: Final = {
     "add_adapter": "convolutions after the encoder are not exported",
     "use_intermediate_ffn_before_adapter": "a feed-forward after the encoder is not exported",
-    "quantization_config": "quantised weights are not read; save the model in float32, float16 or bfloat16",
-    "pruned_heads": "a model with pruned heads is not exported",
+    "quantization_config": (
+        "quantised weights are not read; save them in float32: model.dequantize().save_pretrained(folder)"
+    ),
+    "pruned_heads": "attention without some of its heads is not exported",
 }
 
 _EXTRACTOR: Final[Fields] = {
@@ -182,8 +184,8 @@ _BERT: Final[Fields] = {
 #: By ``model_type``.
 LAYOUTS: Final[Mapping[str, Layout]] = {
     "wav2vec2": Layout(_TRANSFORMER | _LANGUAGES | _SPEAKER_HEAD),
-    "hubert": Layout(_TRANSFORMER | _LANGUAGES | _HUBERT),
-    "unispeech": Layout(_TRANSFORMER | _LANGUAGES),
+    "hubert": Layout(_TRANSFORMER | _LANGUAGES | _HUBERT | _SPEAKER_HEAD),
+    "unispeech": Layout(_TRANSFORMER | _LANGUAGES | _SPEAKER_HEAD),
     "unispeech-sat": Layout(_TRANSFORMER | _LANGUAGES | _SPEAKER_HEAD),
     "wavlm": Layout(_TRANSFORMER | _BUCKETS | _SPEAKER_HEAD),
     "data2vec-audio": Layout(_DATA2VEC | _DATA2VEC_POSITIONS),

@@ -85,7 +85,7 @@ def build_head(
         known = "; ".join(f"{head.kind} ({', '.join(sorted(parts))})" for parts, head in _KNOWN.items())
         raise CheckpointError(
             f"The checkpoint holds weights of no known head: {', '.join(sorted(weights))}. Known heads are: {known}. "
-            "To export the encoder alone, save it with: model.base_model.save_pretrained(folder)"
+            "--no-head exports the encoder alone."
         )
     module = _module(_KNOWN[names], weights, config, vocabulary)
     _load(module, weights, "classifier." if isinstance(module, RegressionHead) else "")
@@ -190,5 +190,6 @@ def _require_frame_classification(config: PretrainedConfig) -> None:
     if not any(name.endswith(FRAME_CLASSIFICATION) for name in architectures):
         raise CheckpointError(
             f"The weights classifier.weight and classifier.bias are known in …{FRAME_CLASSIFICATION} alone, but "
-            f"config.json names as architectures: {', '.join(architectures) or 'none'}."
+            f"config.json names as architectures: {', '.join(architectures) or 'none'}. Name it there if it is one; "
+            "--no-head exports the encoder alone."
         )
