@@ -9,18 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from conftest import LAYER, TINY, speech
-from w2v_models import TOLERANCES, CheckpointError
+from w2v_models import TOLERANCES, CheckpointError, RefusedError
+from w2v_models.manifest import Manifest
+from w2v_runtime.commands.models import app
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from families import NAMED, TDNN, save  # noqa: E402
 from w2v_export import export_bundle  # noqa: E402
-from w2v_export.checkpoint import load  # noqa: E402
+from w2v_export.checkpoint import draw, load  # noqa: E402
+from w2v_export.description import describe_architecture  # noqa: E402
 from w2v_runtime import Embedder  # noqa: E402
 
 FRAMES = TOLERANCES["fp32"]["frames"].max_abs
@@ -153,7 +157,8 @@ def test_a_head_around_an_encoder_where_transformers_has_none(tmp_path, family, 
     class Fed(torch.nn.Module):
         def forward(self, *inputs: Any, **_: Any) -> Any:
             output = encoder(*inputs, output_hidden_states=True, return_dict=True)
-            last, states = output.last_hidden_state, output.hidden_states
+            last = output.last_hidden_state
+            states = (*output.hidden_states[:-1], last)  # releases differ in whether the last one is normalised
             return transformers.modeling_outputs.Wav2Vec2BaseModelOutput(last, last, states)
 
     model.wav2vec2 = Fed()
@@ -171,3 +176,112 @@ def test_a_head_that_is_named_and_not_there_is_refused(copy):
     edit(folder / CONFIG, architectures=["HubertForCTC"])
     with pytest.raises(CheckpointError, match=r"config\.json names HubertForCTC, but the weights hold no ctc head"):
         load(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["emotion", "classifier", "x-vector", "unknown"])
+def test_without_its_head_the_encoder_is_exported_alone(copy, tmp_path, kind):
+    """The same embeddings, and no logits; of a head that nobody knows too, whose refusal names it and the option."""
+    folder = copy("classifier" if kind == "unknown" else kind)
+    if kind == "unknown":
+        weights = load_file(folder / "model.safetensors")
+        renamed = {name.replace("projector.", "mixer.gate."): value for name, value in weights.items()}
+        save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(CheckpointError, match=r"no known head: classifier.*mixer\.gate\.weight.*--no-head exports"):
+            export_bundle(folder, tmp_path / "bundle")
+    embedder = Embedder(export_bundle(folder, tmp_path / "bundle", head=False))
+    assert embedder.manifest.head is None
+    assert embedder.manifest.outputs == ("last_hidden_state", "frame_lengths", "embedding")
+    encoder = transformers.AutoModel.from_pretrained(folder)
+    theirs = answer(encoder, transformers.AutoFeatureExtractor.from_pretrained(folder)).last_hidden_state[0].numpy()
+    mine = embedder.embed((WAVEFORM, 16000))
+    assert mine.logits is None
+    assert np.abs(mine.values - theirs.mean(axis=0)).max() <= POOLED
+
+
+def test_random_weights_have_no_head_on_demand(tmp_path):
+    """Nor has an architecture of the catalogue."""
+    described = describe_architecture("audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim")
+    checkpoint = draw(described, 0, with_head=False)
+    assert checkpoint.head is None
+    assert type(checkpoint.model) is transformers.Wav2Vec2Model
+
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "|")
+LANGUAGES = {
+    "eng": (*SPECIAL, "a", "b"),
+    "deu": (*SPECIAL, "x", "y", "z", "ß"),
+    "azj-script_latin": (*SPECIAL, "ə", "b"),
+}
+
+
+@pytest.fixture
+def mms(tmp_path) -> Path:
+    """A tiny MMS checkpoint of three languages, as published: set to English, an adapter file for each."""
+    folder = tmp_path / "tiny-mms"
+    config = transformers.Wav2Vec2Config(**TINY, **LAYER, adapter_attn_dim=8, vocab_size=7)
+    for seed, (language, tokens) in enumerate(reversed(LANGUAGES.items())):
+        torch.manual_seed(0)
+        model = transformers.Wav2Vec2ForCTC(config)
+        torch.manual_seed(seed)
+        model.lm_head = torch.nn.Linear(48, len(tokens))
+        adapter = model._get_adapters()
+        with torch.no_grad():
+            for value in adapter.values():
+                value.copy_(torch.randn(value.shape) / value.shape[-1] ** 0.5)
+        folder.mkdir(exist_ok=True)
+        save_file({name: value.detach() for name, value in adapter.items()}, folder / f"adapter.{language}.safetensors")
+    model.save_pretrained(folder)
+    numbered = {name: {token: index for index, token in enumerate(tokens)} for name, tokens in LANGUAGES.items()}
+    (folder / "vocab.json").write_text(json.dumps(numbered))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"target_lang": "eng"}))
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("language", [None, *LANGUAGES])
+@pytest.mark.parametrize("head", [True, False])
+def test_a_language_of_mms_is_exported_with_its_adapter_and_its_labels(mms, tmp_path, language, head):
+    """Frames, logits and labels as of transformers with ``target_lang``; the manifest has the default or the choice."""
+    bundle = export_bundle(mms, tmp_path / "bundle", language=language, head=head)
+    embedder = Embedder(bundle)
+    assert embedder.manifest.source.language == (language or "eng")
+    options = {"target_lang": language, "ignore_mismatched_sizes": True} if language else {}
+    model = transformers.Wav2Vec2ForCTC.from_pretrained(mms, **options)
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(mms)
+    mine = embedder.embed((WAVEFORM, 16000), level="frame")
+    assert np.abs(mine.values - answer(model.wav2vec2, extractor).last_hidden_state[0].numpy()).max() <= FRAMES
+    if head:
+        assert embedder.labels == LANGUAGES[language or "eng"]
+        assert np.abs(mine.logits - answer(model, extractor).logits[0].numpy()).max() <= FRAMES
+    shown = CliRunner().invoke(app, ["show", str(bundle.folder)])
+    assert ["language", language or "eng"] in [line.split() for line in shown.stdout.splitlines()]
+
+
+def test_a_language_that_is_not_there_is_refused_with_those_that_are(mms, copy, tmp_path):
+    """Before any work; as is one for a model that has no adapters, or for random weights."""
+
+    def said(folder: Path, language: str, **options: Any) -> str:
+        with pytest.raises(RefusedError) as caught:
+            export_bundle(folder, tmp_path / "bundle", language=language, **options)
+        return str(caught.value)
+
+    assert "vocab.json has no language 'fra'; it has azj-script_latin, deu, eng." in said(mms, "fra")
+    assert "vocab.json has no language '../deu'" in said(mms, "../deu")
+    (mms / "adapter.deu.safetensors").unlink()
+    assert (
+        "holds no adapter.deu.safetensors with the weights of deu; the adapters there: azj-script_latin, eng."
+        in said(mms, "deu")
+    )
+    assert "random weights speak no language" in said(mms, "deu", random_weights=True)
+    (mms / "vocab.json").write_text(json.dumps({"a": 0}))
+    assert "has no vocab.json with languages" in said(mms, "eng")
+    assert "config.json describes no model with an adapter for each language" in said(copy("base"), "eng")
+
+
+def test_a_bundle_of_one_language_reads_as_before(bundles):
+    """Without a language a manifest has the same text, and so the same hash, as in earlier releases."""
+    text = (bundles("base") / "manifest.json").read_text()
+    manifest = Manifest.from_json(text)
+    assert "language" not in text
+    assert manifest.source.language is None
+    assert manifest.to_json() == text

@@ -155,11 +155,11 @@ def load(model: str, revision: str | None = None, offline: bool = False) -> Chec
     return read_checkpoint(describe(model, revision, offline), offline)
 
 
-def read_checkpoint(described: Description, offline: bool = False) -> Checkpoint:
-    """Load the weights of a checkpoint.
+def read_checkpoint(described: Description, offline: bool = False, with_head: bool = True) -> Checkpoint:
+    """Load the weights of a checkpoint, with its head or its encoder alone.
 
-    transformers loads the reference model from the folder. The graph's head is loaded from the files that
-    ``weight_files`` finds, so that the parity test compares the two.
+    transformers loads the reference model from the folder, and the adapter of a chosen language into it. The graph's
+    head is loaded from the files that ``weight_files`` finds, so that the parity test compares the two.
 
     Raises:
         CheckpointError: the head is unknown, or weights are missing, unexpected, of the wrong shape or not finite; the
@@ -168,30 +168,36 @@ def read_checkpoint(described: Description, offline: bool = False) -> Checkpoint
     files, folder = described.weight_files(offline), described.folder
     assert folder is not None
     family, config, extractor = _instantiate(described)
-    weights = read(files)
+    weights, adapter = read(files), described.adapter_file()
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if adapter is not None:
+        weights |= read({adapter: None})
     try:
-        head = build_head(_head_weights(weights, family), config, described.vocabulary)
+        head = build_head(_head_weights(weights, family), config, described.vocabulary) if with_head else None
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    if head is None and (named := family.named_head(config)):
+    if with_head and head is None and (named := family.named_head(config)):
         raise CheckpointError(
             f"{folder / CONFIG} names {config.architectures[0]}, but the weights hold no {named} head; "
             "--no-head exports the encoder alone."
         )
-    model = family.model(head.kind if head else None)
+    kind = "ctc" if adapter is not None else head.kind if head else None  # only that class can take an adapter
+    model = family.model(kind)
     del weights  # pickles of the old format are in memory as a whole
     with _silence():
         try:
             reference, info = model.from_pretrained(folder, config=config, output_loading_info=True, **_FLOAT32)
+            if adapter is not None:
+                reference.load_adapter(described.language)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             with torch.device("meta"):  # the model without memory for weights
                 refuse_misshapen(folder, shapes, model(config))
             raise CheckpointError(f"{folder} cannot be loaded: {first_line(error)}") from None
     refuse_incomplete(folder, shapes, reference, info)
     refuse_not_finite(folder, reference)
-    source = Source(described.name, described.commit, CHECKPOINT_WEIGHTS, None, described.licence)
-    return Checkpoint(source, described.architecture, family, reference.eval(), extractor, head)
+    source = Source(described.name, described.commit, CHECKPOINT_WEIGHTS, None, described.licence, described.language)
+    model = reference if with_head else reference.base_model
+    return Checkpoint(source, described.architecture, family, model.eval(), extractor, head)
 
 
 def seeded(model: str, seed: int) -> Checkpoint:
@@ -203,8 +209,8 @@ def seeded(model: str, seed: int) -> Checkpoint:
     return draw(describe_architecture(model), seed)
 
 
-def draw(described: Description, seed: int) -> Checkpoint:
-    """Build an architecture with seeded random weights.
+def draw(described: Description, seed: int, with_head: bool = True) -> Checkpoint:
+    """Build an architecture with seeded random weights, with its head or its encoder alone.
 
     Parameters that initialise to a constant, such as biases and norms, are drawn at random too, so that a parity test
     sees every weight. Shapes and speed are the model's; the embeddings are meaningless. The same seed gives the same
@@ -217,7 +223,8 @@ def draw(described: Description, seed: int) -> Checkpoint:
     if described.labels:
         config.id2label = dict(enumerate(described.labels))
     try:
-        model = family.model("regression" if described.labels else family.named_head(config))
+        kind = "regression" if described.labels else family.named_head(config)
+        model = family.model(kind if with_head else None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             reference = model(config).eval()

@@ -28,6 +28,10 @@ def export(
     ] = None,
     precision: Annotated[str, typer.Option(help="Of fp32, int8, fp16; several with commas in one bundle.")] = "fp32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="LANG", help="Adapter and labels of an MMS checkpoint. [default: its own]")
+    ] = None,
+    no_head: Annotated[bool, typer.Option("--no-head", help="Export the encoder alone.")] = False,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="The true architecture with seeded random weights; no network.")
     ] = False,
@@ -52,7 +56,7 @@ def export(
         from w2v_runtime.commands.tables import width_of
 
         precisions = precision.split(",")
-        refuse_early(model, output, precisions, revision, random_weights, overwrite, offline)
+        refuse_early(model, output, precisions, revision, random_weights, overwrite, offline, language)
         console = Console(stderr=True)
         exporter = _import_exporter()
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
@@ -74,6 +78,8 @@ def export(
                     output,
                     precision=precisions,
                     revision=revision,
+                    language=language,
+                    head=not no_head,
                     random_weights=random_weights,
                     seed=seed,
                     check=check or [],

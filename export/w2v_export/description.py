@@ -10,13 +10,24 @@ from typing import Any, Final
 
 from w2v_export import fields, weight_files
 from w2v_export.fields import LAYOUTS, Layout
-from w2v_export.hub import ADDED_TOKENS, CONFIG, PREPROCESSOR, PROCESSOR, VOCABULARY, fetch_description, fetch_weights
+from w2v_export.hub import (
+    ADDED_TOKENS,
+    CONFIG,
+    PREPROCESSOR,
+    PROCESSOR,
+    TOKENIZER,
+    VOCABULARY,
+    fetch_description,
+    fetch_weights,
+)
 from w2v_export.validation import Kind, checked, choice, contents, problem, read_object, readable, refuse, text, whole
-from w2v_models import catalogue
+from w2v_models import catalogue, schema
 from w2v_models.errors import CheckpointError
 from w2v_models.manifest import LOG_MEL_FRONT_END, WAVEFORM_FRONT_END, Architecture
 
 _FLOAT32_BYTES: Final = 4
+#: The family whose CTC class in transformers loads adapters of languages.
+_ADAPTED: Final = "wav2vec2"
 _COPY: Final = "Copy the file of the checkpoint that this one was fine-tuned from"
 #: What to do about a feature extractor that is missing: nothing that might not be what the model was trained with.
 _ADVICE: Final = {
@@ -35,7 +46,8 @@ class Description:
     ``config`` and ``extractor`` hold all fields of ``fields.LAYOUTS`` for the ``model_type``. ``name`` is the hub id or
     the folder's name; ``commit`` is the hub's commit, None for a folder. ``folder`` holds the files; it is None for an
     entry of the catalogue, whose ``labels`` are those of a regression head. ``vocabulary`` has the tokens in the order
-    of their ids; None if the checkpoint lists none, or one list for each language.
+    of their ids; None if the checkpoint lists none. Of a checkpoint with a vocabulary for each language, it is that of
+    ``language``: the chosen one, whose adapter's weights replace those of the same name (``adapts``), or the default.
     """
 
     name: str
@@ -47,6 +59,8 @@ class Description:
     extractor: Mapping[str, Any]
     labels: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] | None = None
+    language: str | None = None
+    adapts: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -71,13 +85,15 @@ class Description:
     def weight_files(self, offline: bool = False) -> Mapping[Path, frozenset[str] | None]:
         """The weight files as ``weight_files.find`` returns them, fetched first if the checkpoint is on the hub.
 
+        Beside them is the file of the adapter, if one ``adapts`` (``adapter_file``).
+
         Raises:
             CheckpointError: there are no weights, a file is missing, or the files are too small for the model.
         """
         assert self.folder is not None
         named = self.config[fields.WEIGHTS]
         if self.commit is not None and not offline:
-            fetch_weights(self.name, self.folder, named)
+            fetch_weights(self.name, self.folder, named, self.language if self.adapts else None)
         files = weight_files.find(self.folder, named)
         held, least = sum(path.stat().st_size for path in files), fields.least_weights(self.config)
         if held < least:
@@ -87,18 +103,29 @@ class Description:
             )
         return files
 
+    def adapter_file(self) -> Path | None:
+        """The file of the chosen language's adapter; None if the weights are used as they are.
 
-def describe(model: str, revision: str | None = None, offline: bool = False) -> Description:
-    """Describe the checkpoint in a folder or on the hub.
+        Raises:
+            CheckpointError: there is none; the message lists those there are.
+        """
+        assert self.folder is not None
+        return weight_files.find_adapter(self.folder, self.language) if self.adapts and self.language else None
+
+
+def describe(
+    model: str, revision: str | None = None, offline: bool = False, language: str | None = None
+) -> Description:
+    """Describe the checkpoint in a folder or on the hub, with the adapter of a language if one is given.
 
     Raises:
         CheckpointError: the checkpoint cannot be found, or a field in one of its files is invalid; the message names
-            both.
+            both. Or it has no such language; the message lists those there are.
     """
     if os.path.isdir(model):
-        return _read(Path(model), readable(Path(model).resolve().name), None, _licence(model))
+        return _read(Path(model), readable(Path(model).resolve().name), None, _licence(model), language)
     folder = fetch_description(model, revision, offline)
-    return _read(folder, model, folder.name, _licence(model))
+    return _read(folder, model, folder.name, _licence(model), language)
 
 
 def describe_architecture(model: str) -> Description:
@@ -123,7 +150,7 @@ def describe_architecture(model: str) -> Description:
     )
 
 
-def _read(folder: Path, name: str, commit: str | None, licence: str | None) -> Description:
+def _read(folder: Path, name: str, commit: str | None, licence: str | None, language: str | None = None) -> Description:
     weight_files.refuse_adapter(folder)
     path = folder / CONFIG
     if not os.path.lexists(path):
@@ -140,7 +167,18 @@ def _read(folder: Path, name: str, commit: str | None, licence: str | None) -> D
     extractor = _read_extractor(folder, layout)
     refuse(path, list(fields.frame_problems(layout, config, extractor)))
     _require_memory(path, fields.least_weights(config))
-    return Description(name, commit, licence, folder, model_type, config, extractor, vocabulary=_vocabulary(folder))
+    if language is not None and (model_type != _ADAPTED or config["adapter_attn_dim"] is None):
+        raise CheckpointError(
+            f"{path} describes no model with an adapter for each language (adapter_attn_dim of a {_ADAPTED} model), "
+            "so there is no --language to choose."
+        )
+    spoken, vocabulary = _vocabulary(folder, language)
+    return Description(
+        *(name, commit, licence, folder, model_type, config, extractor),
+        vocabulary=vocabulary,
+        language=spoken,
+        adapts=language is not None,
+    )
 
 
 def _read_extractor(folder: Path, layout: Layout) -> dict[str, Any]:
@@ -169,23 +207,44 @@ def _read_extractor(folder: Path, layout: Layout) -> dict[str, Any]:
     return first
 
 
-def _vocabulary(folder: Path) -> tuple[str, ...] | None:
-    """The tokens in the order of their ids; None without a vocabulary, with one a language, or with gaps in the ids."""
+def _vocabulary(folder: Path, chosen: str | None) -> tuple[str | None, tuple[str, ...] | None]:
+    """The language of the vocabulary, None where there is one for all; and its tokens in the order of their ids.
+
+    There are none without a vocabulary, with gaps in the ids, or where nothing tells the default language.
+    """
     tokens: dict[str, int] = {}
     token, index = text(), whole(0, 1 << 20)
     lists = Kind("an object from tokens to numbers", lambda entries: _maps(entries, token, index))
     languages = Kind("an object from languages to such objects", lambda entries: _maps(entries, token, lists))
+    language = None
     for name in (VOCABULARY, ADDED_TOKENS):
         path = folder / name
         if not os.path.lexists(path):
             continue
         listed = read_object(path)
         if listed and languages.fits(listed):
-            return None
+            if (language := chosen or _default_language(folder, listed)) is None:
+                return None, None
+            if language not in listed or "/" in language:
+                known = schema.listed(listed, weight_files.MOST_LANGUAGES)
+                raise CheckpointError(f"{path} has no language {language!r:.80}; it has {known}.")
+            listed = listed[language]
         refuse(path, [] if lists.fits(listed) else [f"it must hold {lists.wanted}, or {languages.wanted}"])
         tokens |= listed
+    if chosen != language and chosen is not None:
+        raise CheckpointError(f"{folder} has no {VOCABULARY} with languages, so --language cannot be {chosen!r:.80}.")
     ordered = sorted(tokens, key=tokens.__getitem__)
-    return tuple(ordered) if sorted(tokens.values()) == list(range(len(tokens))) and tokens else None
+    return language, tuple(ordered) if sorted(tokens.values()) == list(range(len(tokens))) and tokens else None
+
+
+def _default_language(folder: Path, languages: Mapping[str, Any]) -> str | None:
+    """The language that the tokenizer is set to, as the weights are; else the only one; None if nothing tells it."""
+    default = None
+    if os.path.lexists(path := folder / TOKENIZER):
+        default = read_object(path).get("target_lang")
+    if default is None and len(languages) == 1:
+        default = next(iter(languages))
+    return default if isinstance(default, str) and default in languages else None
 
 
 def _maps(entries: Any, names: Kind, values: Kind) -> bool:

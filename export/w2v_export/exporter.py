@@ -57,6 +57,8 @@ def export_bundle(
     *,
     precision: Sequence[str] = ("fp32",),
     revision: str | None = None,
+    language: str | None = None,
+    head: bool = True,
     random_weights: bool = False,
     seed: int = 0,
     check: Sequence[str | os.PathLike[str]] = (),
@@ -71,6 +73,9 @@ def export_bundle(
         output: the bundle's folder; by default ``<org>--<name>`` in ``$W2V_HOME`` or the user's cache.
         precision: precisions to write, of fp32, int8 and fp16.
         revision: a branch, tag or commit of the hub's repository.
+        language: the language of an MMS checkpoint, whose adapter and labels are exported; by default the one that its
+            weights are set to.
+        head: export the checkpoint's head too, if it has one; False exports the encoder alone.
         random_weights: take the architecture only, with random weights; needs no network.
         seed: seed of the random weights.
         check: recordings to prove the bundle on, in addition to the built-in signals.
@@ -79,7 +84,7 @@ def export_bundle(
         report: called with a stage's name and how much of it is done, (stage, i, n).
 
     Raises:
-        CheckpointError: the checkpoint cannot be found, read or understood.
+        CheckpointError: the checkpoint cannot be found, read or understood, or does not have the language.
         RefusedError: a recording to check cannot be read, or is too short or too long.
         OutputError: the output exists and may not or cannot be replaced, or another process writes to it.
         W2VError: the disk is full.
@@ -93,12 +98,12 @@ def export_bundle(
     """
     model, folder = os.fspath(model), Path(output) if output is not None else library.default_folder(os.fspath(model))
     check_installation()
-    refuse_early(model, folder, precision, revision, random_weights, overwrite, offline)
-    described = describe_architecture(model) if random_weights else describe(model, revision, offline)
+    refuse_early(model, folder, precision, revision, random_weights, overwrite, offline, language)
+    described = describe_architecture(model) if random_weights else describe(model, revision, offline, language)
     recordings = read_recordings([Path(path) for path in check], described.architecture)
     with placing.placed(folder, overwrite) as staging:
         report("loading the checkpoint", 0, 1)
-        checkpoint = draw(described, seed) if random_weights else read_checkpoint(described, offline)
+        checkpoint = draw(described, seed, head) if random_weights else read_checkpoint(described, offline, head)
         _check_description(checkpoint)
         references = reference_outputs(
             checkpoint, recordings, lambda i, n: report("running PyTorch on the parity cases", i, n)

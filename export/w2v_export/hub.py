@@ -18,8 +18,12 @@ PREPROCESSOR: Final = "preprocessor_config.json"
 PROCESSOR: Final = "processor_config.json"
 VOCABULARY: Final = "vocab.json"
 ADDED_TOKENS: Final = "added_tokens.json"
+TOKENIZER: Final = "tokenizer_config.json"
 #: The files that describe a checkpoint, without its weights.
-DESCRIPTION: Final = (CONFIG, PREPROCESSOR, PROCESSOR, VOCABULARY, ADDED_TOKENS, weight_files.ADAPTER_CONFIG)
+DESCRIPTION: Final = (
+    *(CONFIG, PREPROCESSOR, PROCESSOR, VOCABULARY, ADDED_TOKENS, TOKENIZER),
+    weight_files.ADAPTER_CONFIG,
+)
 
 
 def refuse_path(model: str) -> None:
@@ -42,7 +46,7 @@ def fetch_description(model: str, revision: str | None, offline: bool) -> Path:
     return _snapshot(model, revision, DESCRIPTION, offline)
 
 
-def fetch_weights(model: str, snapshot: Path, named: str | None) -> None:
+def fetch_weights(model: str, snapshot: Path, named: str | None, language: str | None = None) -> None:
     """Fetch the weights into a snapshot: only the files that transformers would load from the whole repository.
 
     If the hub cannot be reached, the files in the cache are used.
@@ -51,6 +55,7 @@ def fetch_weights(model: str, snapshot: Path, named: str | None) -> None:
         model: the hub id.
         snapshot: the folder that ``fetch_description`` returned.
         named: the file of weights that the config names, or None.
+        language: the language whose adapter is fetched too, or None.
 
     Raises:
         CheckpointError: the hub cannot be reached and the cache holds no weights; or an index is damaged.
@@ -68,7 +73,8 @@ def fetch_weights(model: str, snapshot: Path, named: str | None) -> None:
     first = weight_files.entry(listed.__contains__, named)
     if first is None:
         return  # ``weight_files.find`` reports what there is instead
-    _snapshot(model, commit, [first])
+    adapters = [name for name in weight_files.adapter_names(language or "") if name in listed]
+    _snapshot(model, commit, [first, *adapters[:1]])
     if first.endswith(weight_files.INDEX_SUFFIX):
         _snapshot(model, commit, set(weight_files.read_index(snapshot / first).values()))
 

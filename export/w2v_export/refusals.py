@@ -25,17 +25,20 @@ def refuse_early(
     random_weights: bool,
     overwrite: bool,
     offline: bool,
+    language: str | None = None,
 ) -> None:
     """Refuse a model that is known to be unavailable, an unknown precision, and an output that may not be replaced.
 
     Raises:
-        RefusedError: a precision is unknown.
+        RefusedError: a precision is unknown, or a language goes with random weights.
         CheckpointError: the model is a folder whose files are missing or invalid; or it is no folder and looks like a
             path; or it is not in the catalogue, with random weights; or it is not in the hub's cache, offline.
         OutputError: the output exists and may not or cannot be replaced.
     """
     if unknown := [name for name in precision if name not in PRECISIONS]:
         raise RefusedError(f"precision {', '.join(unknown)!r} cannot be exported; known: {', '.join(PRECISIONS)}.")
+    if random_weights and language is not None:
+        raise RefusedError("random weights speak no language; leave out --language or --random-weights.")
     if not model:
         raise CheckpointError("no model is named; give a hub id such as org/name, or a checkpoint folder.")
     refuse_place(model, output if output is not None else library.default_folder(model), overwrite)
@@ -43,7 +46,9 @@ def refuse_early(
         if random_weights:
             describe_architecture(model)
         else:
-            describe(model).weight_files()
+            described = describe(model, language=language)
+            described.weight_files()
+            described.adapter_file()
         return
     refuse_path(model)
     if random_weights:

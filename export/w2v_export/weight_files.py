@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from w2v_export.validation import Field, Kind, checked, contents, plain_path, read_object
+from w2v_models import schema
 from w2v_models.errors import CheckpointError
 
 SAFETENSORS: Final = "model.safetensors"
@@ -22,6 +23,9 @@ ORDER: Final = (SAFETENSORS, SAFETENSORS + INDEX_SUFFIX, PICKLE, PICKLE + INDEX_
 #: The config of a PEFT adapter, whose weights change those of a base model.
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTERS: Final = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
+
+#: The most languages that a message lists; MMS has 1162.
+MOST_LANGUAGES: Final = 2000
 
 #: The first bytes of a Git LFS pointer, which a clone without Git LFS has in place of a large file.
 _LFS_POINTER: Final = b"version https://git-lfs"
@@ -71,6 +75,28 @@ def find(folder: Path, named: str | None) -> Mapping[Path, frozenset[str] | None
     names = sorted(set(weight_map.values()))
     _require_readable(folder, names, f"{first} names it")
     return {folder / name: frozenset(weight for weight, file in weight_map.items() if file == name) for name in names}
+
+
+def adapter_names(language: str) -> tuple[str, str]:
+    """The names that transformers gives the weights of a language's adapter, the one that it looks for first before."""
+    return f"adapter.{language}.safetensors", f"adapter.{language}.bin"
+
+
+def find_adapter(folder: Path, language: str) -> Path:
+    """The file with the weights of a language: those of its adapter in each block, and of its head.
+
+    Raises:
+        CheckpointError: there is none; the message lists the languages of those there are.
+    """
+    for name in adapter_names(language):
+        if os.path.isfile(folder / name):
+            _require_readable(folder, [name], f"{language} needs it")
+            return folder / name
+    there = {path.name.split(".")[1] for path in folder.glob("adapter.*.*") if path.suffix in (".safetensors", ".bin")}
+    raise CheckpointError(
+        f"{folder} holds no {adapter_names(language)[0]} with the weights of {language}; "
+        f"the adapters there: {schema.listed(there, MOST_LANGUAGES) or 'none'}."
+    )
 
 
 def _require_readable(folder: Path, names: list[str], why: str) -> None:

@@ -129,13 +129,17 @@ class ConvStack:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights came from: a hub id or folder name, its commit, and whether they are trained or seeded."""
+    """Where the weights came from: a hub id or folder name, its commit, and whether they are trained or seeded.
+
+    ``language`` is the one whose adapter the weights hold; None of a model without, as in bundles of earlier releases.
+    """
 
     model: str
     revision: str | None
     weights: str
     seed: int | None
     licence: str | None
+    language: str | None = None
 
     def __post_init__(self) -> None:
         if self.weights not in (RANDOM_WEIGHTS, CHECKPOINT_WEIGHTS):
@@ -304,8 +308,11 @@ class Manifest:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        """The text of ``manifest.json``; without a language the same text, and so the same hash, as ever."""
+        data = dataclasses.asdict(self)
+        if self.source.language is None:
+            del data["source"]["language"]
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:

@@ -44,7 +44,7 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 def read(kind: type[T], data: Any, where: str) -> T:
-    """Build the dataclass ``kind`` from decoded JSON.
+    """Build the dataclass ``kind`` from decoded JSON; only fields with a default may be missing.
 
     Raises:
         ValueError: a field is unknown, missing, of the wrong type, or refused by the dataclass itself; the message
@@ -96,9 +96,10 @@ def _read_fields(kind: Any, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), where, "an object", data)
     hints = typing.get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind)}
+    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     if unknown := sorted(set(data) - fields):
         raise ValueError(f"{where} has unknown fields: {listed(unknown)}")
-    if missing := sorted(fields - set(data)):
+    if missing := sorted(required - set(data)):
         raise ValueError(f"{where} lacks fields: {listed(missing)}")
     values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in data}
     try:
@@ -120,8 +121,8 @@ def shown(data: Any) -> str:
         return f"a {type(data).__name__} that is too large to show"
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str], most: int = _MAX_LISTED) -> str:
     """Names for a message: the first few, each cut to a length that can be read, control characters escaped."""
     ordered = sorted(names)
-    more = f" and {len(ordered) - _MAX_LISTED} more" if len(ordered) > _MAX_LISTED else ""
-    return ", ".join(f"{name!r:.80}"[1:-1] for name in ordered[:_MAX_LISTED]) + more
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(f"{name!r:.80}"[1:-1] for name in ordered[:most]) + more

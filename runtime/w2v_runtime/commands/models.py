@@ -81,6 +81,7 @@ def show(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle fo
             "revision": source.revision or "none",
             "weights": f"random (seed {source.seed})" if source.random else "checkpoint",
             "licence": source.licence or "unknown",
+            **({"language": source.language} if source.language else {}),
             "architecture": f"{architecture.model_type}, {architecture.layers} layers of {architecture.hidden_size}",
             "head": f"{manifest.head.kind}: {', '.join(manifest.head.labels)}" if manifest.head else "none",
             "sample rate": f"{architecture.sample_rate} Hz",
