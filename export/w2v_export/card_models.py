@@ -34,10 +34,10 @@ class CardModel:
         """Add the head's modules."""
         raise NotImplementedError
 
-    def answer(self, states: list[Tensor]) -> Tensor:
+    def answer(self, states: list[Tensor], last: Tensor) -> Tensor:
         """The head's columns of one utterance, (1, K) or (1, time, K), from transformers' ``hidden_states`` 0 … L.
 
-        Each is (1, time, hidden); the last is the ``last_hidden_state``.
+        Each is (1, time, hidden), as is ``last``, the ``last_hidden_state``.
         """
         raise NotImplementedError
 
@@ -50,8 +50,8 @@ class EmotionModel(CardModel):
     def add_heads(self, config: Any) -> None:
         self.classifier = CardHead(config, config.num_labels)
 
-    def answer(self, states: list[Tensor]) -> Tensor:
-        answer: Tensor = self.classifier(states[-1].mean(dim=1))
+    def answer(self, states: list[Tensor], last: Tensor) -> Tensor:
+        answer: Tensor = self.classifier(last.mean(dim=1))
         return answer
 
 
@@ -65,8 +65,8 @@ class AgeGenderModel(CardModel):
         self.age = CardHead(config, 1)
         self.gender = CardHead(config, 3)
 
-    def answer(self, states: list[Tensor]) -> Tensor:
-        pooled = states[-1].mean(dim=1)
+    def answer(self, states: list[Tensor], last: Tensor) -> Tensor:
+        pooled = last.mean(dim=1)
         return torch.hstack([self.age(pooled), torch.softmax(self.gender(pooled), dim=1)])
 
 
@@ -77,10 +77,10 @@ class SummingModel(CardModel):
         if config.use_weighted_layer_sum:
             self.layer_weights = nn.Parameter(torch.ones(config.num_hidden_layers + 1) / (config.num_hidden_layers + 1))
 
-    def summed(self, states: list[Tensor]) -> Tensor:
+    def summed(self, states: list[Tensor], last: Tensor) -> Tensor:
         """The head's input: the sum, or the last hidden state."""
         if not self.config.use_weighted_layer_sum:  # type: ignore[attr-defined]
-            return states[-1]
+            return last
         weights = torch.softmax(self.layer_weights, dim=-1).view(-1, 1, 1)
         return (torch.cat(states) * weights).sum(dim=0, keepdim=True)
 
@@ -95,8 +95,8 @@ class XVectorModel(SummingModel):
         self.feature_extractor = nn.Linear(2 * config.tdnn_dim[-1], config.xvector_output_dim)
         self.classifier = nn.Linear(config.xvector_output_dim, config.xvector_output_dim)
 
-    def answer(self, states: list[Tensor]) -> Tensor:
-        frames = self.projector(self.summed(states))
+    def answer(self, states: list[Tensor], last: Tensor) -> Tensor:
+        frames = self.projector(self.summed(states, last))
         for layer in self.tdnn:
             frames = layer(frames)
         embedding: Tensor = self.feature_extractor(torch.hstack([frames.mean(dim=1), frames.std(dim=1)]))
@@ -110,8 +110,8 @@ class FrameModel(SummingModel):
         super().add_heads(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def answer(self, states: list[Tensor]) -> Tensor:
-        logits: Tensor = self.classifier(self.summed(states))
+    def answer(self, states: list[Tensor], last: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.summed(states, last))
         return logits
 
 

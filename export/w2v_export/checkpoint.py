@@ -96,6 +96,24 @@ class Checkpoint:
             self.head.sums_last = self._sums_last()
         return InferenceGraph(front_end, projection, encoder, conv, self.head).eval()
 
+    def to_float64(self) -> None:
+        """Let the reference compute in float64: for its own numbers without rounding, and for nothing else.
+
+        A block is in float64 while it runs, so that the weights take little more memory than before.
+        """
+        encoder = self.encoder.encoder
+        blocks, encoder.layers = encoder.layers, nn.ModuleList()
+        self.model.double()
+        encoder.layers = blocks
+        for block in blocks:
+            block.register_forward_pre_hook(lambda block, _: block.double() and None)
+            block.register_forward_hook(lambda block, *_: block.float() and None)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.encoder.feature_projection.projection.weight.dtype
+        return dtype
+
     @torch.inference_mode()
     def _sums_last(self) -> bool:
         """Whether the reference's hidden states end with its last hidden state: those of transformers 5 do not."""
@@ -114,13 +132,16 @@ class Checkpoint:
         card = isinstance(self.model, CardModel)
         run = self.model if with_head and not card else self.encoder
         with _hidden_states(self.encoder) as states:
-            answer = run(**inputs)
+            answer = run(**inputs.to(self._dtype), output_hidden_states=card)
         # The log-mel extractor appends a masked frame if the last frame is incomplete.
         *layers, last = (state[0, :frames] for state in states)
         head = None
         if with_head and entry is not None:
-            hidden_states = [state[None] for state in (*layers[:-1], last)]
-            columns = (self.model.answer(hidden_states) if card else answer[entry.outputs[-1]])[0]
+            if card:
+                hidden_states = [state[:, :frames] for state in answer.hidden_states]
+                columns = self.model.answer(hidden_states, last[None])[0]
+            else:
+                columns = answer[entry.outputs[-1]][0]
             head = (columns[:frames] if entry.level == "frame" else columns).numpy()
         return Outputs(torch.stack(layers).numpy(), last.numpy(), head)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 
-from w2v_export.checkpoint import Checkpoint
+from w2v_export.checkpoint import Checkpoint, Outputs
 from w2v_export.recordings import Recording, named
-from w2v_export.signals import parity_waveforms
+from w2v_export.signals import Waveform, parity_waveforms
 from w2v_models.errors import CheckpointError
 from w2v_runtime.embedding.parity import Reference
 
@@ -38,10 +39,35 @@ def reference_outputs(
                 f"{checkpoint.source.model} cannot be exported: PyTorch itself computes NaN or infinity of the case "
                 f"{case!r}, so the weights are damaged."
             )
-        pooled, layers = outputs.frames.mean(axis=0), outputs.layers.mean(axis=1)
-        references.append(Reference(case, np.asarray(waveform), outputs.frames, pooled, layers, outputs.head))
+        references.append(_reference(case, np.asarray(waveform), outputs))
         done(len(references), len(cases))
     return references
+
+
+def exact_outputs(
+    checkpoint: Checkpoint, references: Sequence[Reference], done: Callable[[int, int], None]
+) -> list[Reference]:
+    """The references again, with the reference model's answers in float64, and how far from them those in float32 are.
+
+    The checkpoint computes in float64 from then on. ``done(i, n)`` is called after the i-th of n runs.
+    """
+    checkpoint.to_float64()
+    answers = []
+    for single in references:
+        double = _reference(single.case, single.waveform, checkpoint.run(single.waveform))
+        rounding = {}
+        for output in ("frames", "pooled", "layers", "logits"):
+            if (exact := getattr(double, output)) is not None:
+                rounding[output] = float(np.abs(getattr(single, output) - exact).max())
+                double = dataclasses.replace(double, **{output: exact.astype(np.float32)})
+        answers.append(dataclasses.replace(double, rounding=rounding))
+        done(len(answers), len(references))
+    return answers
+
+
+def _reference(case: str, waveform: Waveform, outputs: Outputs) -> Reference:
+    pooled, layers = outputs.frames.mean(axis=0), outputs.layers.mean(axis=1)
+    return Reference(case, waveform, outputs.frames, pooled, layers, outputs.head)
 
 
 def stored(references: Sequence[Reference], rate: int) -> list[Reference]:

@@ -131,7 +131,7 @@ class ConvStack:
 class Source:
     """Where the weights came from: a hub id or folder name, its commit, and whether they are trained or seeded.
 
-    ``language`` is the one whose adapter the weights hold; None of a model without, as in bundles of earlier releases.
+    ``language`` is the one whose adapter the weights hold; None of a model without.
     """
 
     model: str
@@ -308,11 +308,8 @@ class Manifest:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``; without a language the same text, and so the same hash, as ever."""
-        data = dataclasses.asdict(self)
-        if self.source.language is None:
-            del data["source"]["language"]
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        """The text of ``manifest.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:

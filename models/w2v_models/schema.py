@@ -44,7 +44,7 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 def read(kind: type[T], data: Any, where: str) -> T:
-    """Build the dataclass ``kind`` from decoded JSON; only fields with a default may be missing.
+    """Build the dataclass ``kind`` from decoded JSON.
 
     Raises:
         ValueError: a field is unknown, missing, of the wrong type, or refused by the dataclass itself; the message
@@ -96,10 +96,9 @@ def _read_fields(kind: Any, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), where, "an object", data)
     hints = typing.get_type_hints(kind)
     fields = {field.name for field in dataclasses.fields(kind)}
-    required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     if unknown := sorted(set(data) - fields):
         raise ValueError(f"{where} has unknown fields: {listed(unknown)}")
-    if missing := sorted(required - set(data)):
+    if missing := sorted(fields - set(data)):
         raise ValueError(f"{where} lacks fields: {listed(missing)}")
     values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in data}
     try:

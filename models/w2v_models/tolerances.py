@@ -53,6 +53,12 @@ TOLERANCES: Final[dict[str, dict[str, Tolerance]]] = {
         "logits": Tolerance(max_rel=0.1),
     },
 }
+#: How many times as far from PyTorch's float64 answer as PyTorch in float32 itself a bundle may be, in fp32. Where channels
+#: hold hundreds between two blocks, as in trained models, float32 has no digits left for the bounds above.
+ROUNDING_FACTOR: Final = 2.0
+#: The share of their tolerance that all differences must be within for PyTorch not to be asked in float64: on another
+#: processor, rounding may use up the rest.
+CLEAR_SHARE: Final = 0.5
 #: The shortest waveform, in seconds, that is compared in a reduced precision; silence is not compared either. Where an
 #: embedding is one frame, a few, or many that are alike, rounding errors do not average out and show in full.
 SHORTEST_SECONDS: Final = {"bf16": 1.0, "fp16": 1.0, "int8": 1.0}
@@ -63,7 +69,9 @@ class ParityRow:
     """One output of one case, bundle against reference.
 
     ``max_abs`` is max |Δ|; ``max_rel`` is max |Δ| over the reference's largest magnitude; ``min_cosine`` is the
-    smallest cosine of any vector (a frame, a pooled vector, the logits) with its reference.
+    smallest cosine of any vector (a frame, a pooled vector, the logits) with its reference. ``rounding`` is 0 where the
+    reference is PyTorch in float32; else the reference is PyTorch in float64, and ``rounding`` how far the float32
+    answer is from it.
     """
 
     case: str
@@ -71,12 +79,17 @@ class ParityRow:
     max_abs: float
     max_rel: float
     min_cosine: float
+    rounding: float = 0.0
 
-    def within(self, precision: str) -> bool:
-        """Whether this row is within the tolerance of ``precision``; a difference that is not finite never is."""
+    def within(self, precision: str, share: float = 1.0) -> bool:
+        """Whether this row is within the tolerance of ``precision``; a difference that is not finite never is.
+
+        With ``share``, within that share of the largest differences that pass.
+        """
         tolerance = TOLERANCES[precision][self.output]
         finite = math.isfinite(self.max_abs) and math.isfinite(self.max_rel)
-        within = self.max_abs <= tolerance.max_abs or self.max_rel <= tolerance.max_rel
+        max_abs = max(tolerance.max_abs, ROUNDING_FACTOR * self.rounding)
+        within = self.max_abs <= share * max_abs or self.max_rel <= share * tolerance.max_rel
         return finite and within and self.min_cosine >= tolerance.min_cosine
 
 
@@ -91,4 +104,5 @@ def worst(rows: tuple[ParityRow, ...], output: str) -> ParityRow | None:
         max(row.max_abs for row in chosen),
         max(row.max_rel for row in chosen),
         min(row.min_cosine for row in chosen),
+        max(row.rounding for row in chosen),
     )

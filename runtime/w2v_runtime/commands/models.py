@@ -11,7 +11,7 @@ import typer
 
 from w2v_models.catalogue import CATALOGUE
 from w2v_models.errors import BundleError
-from w2v_models.tolerances import TOLERANCES, ParityRow, Tolerance, worst
+from w2v_models.tolerances import ROUNDING_FACTOR, TOLERANCES, ParityRow, Tolerance, worst
 from w2v_runtime.bundles import library
 from w2v_runtime.commands import terminal
 from w2v_runtime.commands.tables import Table, pairs, width_of
@@ -134,19 +134,25 @@ def parity_table(rows: tuple[ParityRow, ...], precision: str) -> Table:
     missed = {row.output for row in rows if not row.within(precision)}
     cells = []
     for row in (*rows, *totals):
-        allowed = _allowed(TOLERANCES[precision][row.output])
+        allowed = _allowed(TOLERANCES[precision][row.output], row.rounding)
         within = row.output not in missed if row in totals else row.within(precision)
         verdict = "ok" if within else "MISSED"
         numbers = (f"{row.max_abs:.1e}", f"{row.max_rel:.1e}", f"{row.min_cosine:.7f}", allowed)
         cells.append((row.case, row.output, *numbers, verdict))
     header = ("case", "output", "max |Δ|", "relative", "cosine", "allowed", "")
-    return Table(f"{precision} against PyTorch", header, cells, right=frozenset({2, 3, 4}))
+    exact = " in float64" if any(row.rounding for row in rows) else ""
+    return Table(f"{precision} against PyTorch{exact}", header, cells, right=frozenset({2, 3, 4}))
 
 
-def _allowed(tolerance: Tolerance) -> str:
-    """A tolerance as text: the bounds of the difference, of which either is enough, or that of the cosine; short."""
+def _allowed(tolerance: Tolerance, rounding: float) -> str:
+    """A tolerance as text: the bounds of the difference, of which either is enough, or that of the cosine; short.
+
+    Where PyTorch's own rounding is what decides, it is that of a row that was compared with float64.
+    """
     if math.isinf(tolerance.max_abs):
         return f"cosine {tolerance.min_cosine:g}"
+    if ROUNDING_FACTOR * rounding > tolerance.max_abs > 0:
+        return f"{ROUNDING_FACTOR:g} × {rounding:.1e} of PyTorch".replace("e-0", "e-")
     bounds = {"": tolerance.max_abs, " rel": tolerance.max_rel}
     return ", ".join(f"{bound:.0e}{kind}".replace("e-0", "e-") for kind, bound in bounds.items() if bound)
 

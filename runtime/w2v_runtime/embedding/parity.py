@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,8 @@ class Reference:
 
     ``waveform`` (samples,), ``frames`` (T, D), ``pooled`` (D,) the mean over time, ``layers`` (L + 1, D) the mean over
     time of each layer, ``logits`` (K,) or (T, K), or None without a head or where the waveform is too short for it.
+    ``rounding`` is empty if the model ran in float32; if it ran in float64, it holds by output how far the float32
+    answer is from these (see ``ParityRow.rounding``).
     """
 
     case: str
@@ -37,6 +39,7 @@ class Reference:
     pooled: Array
     layers: Array
     logits: Array | None
+    rounding: Mapping[str, float] = field(default_factory=dict)
 
 
 def compare(
@@ -126,7 +129,8 @@ def _rows(case: str, references: Sequence[Reference], outputs: Columns) -> Itera
         ]
         if pairs:
             absolute, relative, cosine = zip(*pairs, strict=True)
-            yield ParityRow(case, name, max(absolute), max(relative), min(cosine))
+            rounding = max(reference.rounding.get(name, 0.0) for reference in references)
+            yield ParityRow(case, name, max(absolute), max(relative), min(cosine), rounding)
 
 
 def difference(actual: Array, expected: Array) -> tuple[float, float, float]:
@@ -146,7 +150,8 @@ def difference(actual: Array, expected: Array) -> tuple[float, float, float]:
 def save_references(path: Path, references: Sequence[Reference]) -> None:
     """Write references as an ``.npz`` of plain arrays, which :func:`load_references` reads."""
     arrays: dict[str, npt.NDArray[np.generic]] = {
-        "cases": np.array(json.dumps([reference.case for reference in references]))
+        "cases": np.array(json.dumps([reference.case for reference in references])),
+        "rounding": np.array(json.dumps([dict(reference.rounding) for reference in references])),
     }
     for i, reference in enumerate(references):
         for name in ("waveform", "frames", "pooled", "layers", "logits"):
@@ -172,11 +177,14 @@ def load_references(path: Path) -> list[Reference]:
                     arrays[f"pooled_{i}"],
                     arrays[f"layers_{i}"],
                     arrays.get(f"logits_{i}"),
+                    {str(output): float(value) for output, value in rounding.items()},
                 )
-                for i, case in enumerate(json.loads(str(arrays["cases"])))
+                for i, (case, rounding) in enumerate(
+                    zip(*(json.loads(str(arrays[name])) for name in ("cases", "rounding")), strict=True)
+                )
             ]
             if not references:
                 raise ValueError("it holds no case")
             return references
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} does not hold reference vectors: {error}. Export the model again.") from None
