@@ -327,7 +327,7 @@ def test_what_may_not_be_read_is_named(checkpoints, name):
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_file_in_place_of_the_folder_is_refused(large, name):
     """What is there is no folder, so that the hub is not asked for it."""
-    with contextlib.chdir(large), pytest.raises(CheckpointError, match=rf"{name} is not a folder"):
+    with contextlib.chdir(large), pytest.raises(CheckpointError, match=rf"{name} is a file; give the folder"):
         describe(name)
 
 

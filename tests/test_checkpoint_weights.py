@@ -304,7 +304,10 @@ def test_a_folder_without_weights_says_what_it_holds(emotion):
     assert "holds no weights (model.safetensors, " in str(caught.value)
     assert "it holds checkpoint_best.pt, config.json, fairseq/, preprocessor_config.json." in str(caught.value)
     (emotion / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"holds no config\.json.*it holds checkpoint_best\.pt, fairseq/, prepro"):
+    with pytest.raises(CheckpointError, match=r"holds checkpoint_best\.pt, perhaps a checkpoint of fairseq's"):
+        load(str(emotion))
+    (emotion / "checkpoint_best.pt").rename(emotion / "best.weights")
+    with pytest.raises(CheckpointError, match=r"holds no config\.json.*it holds best\.weights, fairseq/, preprocessor"):
         load(str(emotion))
 
 

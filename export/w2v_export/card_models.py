@@ -50,7 +50,7 @@ class EmotionModel(CardModel):
     def add_heads(self, config: Any) -> None:
         self.classifier = CardHead(config, config.num_labels)
 
-    def answer(self, states: list[Tensor], last: Tensor) -> Tensor:
+    def answer(self, states: list[Tensor], last: Tensor) -> Tensor:  # noqa: ARG002
         answer: Tensor = self.classifier(last.mean(dim=1))
         return answer
 
@@ -65,7 +65,7 @@ class AgeGenderModel(CardModel):
         self.age = CardHead(config, 1)
         self.gender = CardHead(config, 3)
 
-    def answer(self, states: list[Tensor], last: Tensor) -> Tensor:
+    def answer(self, states: list[Tensor], last: Tensor) -> Tensor:  # noqa: ARG002
         pooled = last.mean(dim=1)
         return torch.hstack([self.age(pooled), torch.softmax(self.gender(pooled), dim=1)])
 

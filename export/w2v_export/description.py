@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from w2v_export import fields, weight_files
+from w2v_export import fields, foreign, weight_files
 from w2v_export.fields import LAYOUTS, Layout
 from w2v_export.hub import (
     ADDED_TOKENS,
@@ -19,6 +20,7 @@ from w2v_export.hub import (
     VOCABULARY,
     fetch_description,
     fetch_weights,
+    list_files,
 )
 from w2v_export.validation import Kind, checked, choice, contents, problem, read_object, readable, refuse, text, whole
 from w2v_models import catalogue, schema
@@ -99,7 +101,7 @@ class Description:
         if held < least:
             raise CheckpointError(
                 f"{self.folder / CONFIG} describes a model of at least {least} weights, but {held} bytes of weights "
-                f"are there ({', '.join(path.name for path in files)})."
+                f"are there ({', '.join(path.name for path in files)}). {foreign.damaged(next(iter(files)))}"
             )
         return files
 
@@ -153,11 +155,11 @@ def describe_architecture(model: str) -> Description:
 def _read(folder: Path, name: str, commit: str | None, licence: str | None, language: str | None = None) -> Description:
     weight_files.refuse_adapter(folder)
     path = folder / CONFIG
-    if not os.path.lexists(path):
-        raise CheckpointError(f"{folder} holds no {CONFIG}, so it is not a checkpoint folder: {contents(folder)}.")
-    data = read_object(path)
+    data = read_object(path) if os.path.lexists(path) else {}
     known = choice(*LAYOUTS)
     model_type: Any = data.get("model_type")
+    if model_type is None:
+        _refuse_foreign(folder, name, commit)
     if not known.fits(model_type):
         raise CheckpointError(f"{path}: {problem('model_type', known, model_type)}.")
     layout = LAYOUTS[model_type]
@@ -179,6 +181,28 @@ def _read(folder: Path, name: str, commit: str | None, licence: str | None, lang
         language=spoken,
         adapts=language is not None,
     )
+
+
+def _refuse_foreign(folder: Path, name: str, commit: str | None) -> None:
+    """Refuse a folder or repository without ``config.json``, or with one that is another toolkit's.
+
+    Raises:
+        CheckpointError: it is; the message names the toolkit, or what is there.
+    """
+    try:
+        files = set(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be listed: {error.strerror}.") from None
+    if commit is not None:
+        with contextlib.suppress(CheckpointError):  # what the cache holds has to do
+            files = list_files(name, commit)
+    if told := foreign.toolkit(os.fspath(folder) if commit is None else name, files):
+        raise CheckpointError(told)
+    if CONFIG not in files:
+        raise CheckpointError(
+            f"{folder} holds no {CONFIG}, so it is not a checkpoint folder: {contents(folder)}."
+            f"{foreign.unfinished(folder)}"
+        )
 
 
 def _read_extractor(folder: Path, layout: Layout) -> dict[str, Any]:

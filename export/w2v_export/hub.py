@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from w2v_export import weight_files
+from w2v_export import foreign, weight_files
 from w2v_models.errors import CheckpointError
 from w2v_runtime.engines import installed
 
@@ -32,6 +32,8 @@ def refuse_path(model: str) -> None:
     Raises:
         CheckpointError: ``model`` is a path and no hub id.
     """
+    if os.path.isfile(model):
+        raise CheckpointError(foreign.single_file(Path(model)))
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or os.path.lexists(model):
         raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a hub id such as org/name.")
 
@@ -60,12 +62,9 @@ def fetch_weights(model: str, snapshot: Path, named: str | None, language: str |
     Raises:
         CheckpointError: the hub cannot be reached and the cache holds no weights; or an index is damaged.
     """
-    from huggingface_hub import HfApi
-
     commit = snapshot.name
     try:
-        with _hub_errors(model):
-            listed = set(HfApi().list_repo_files(model, revision=commit))
+        listed = list_files(model, commit)
     except CheckpointError:
         if weight_files.entry(lambda name: os.path.isfile(snapshot / name), named) is None:
             raise
@@ -79,6 +78,18 @@ def fetch_weights(model: str, snapshot: Path, named: str | None, language: str |
         _snapshot(model, commit, set(weight_files.read_index(snapshot / first).values()))
 
 
+def list_files(model: str, commit: str) -> set[str]:
+    """The names of all files of a repository.
+
+    Raises:
+        CheckpointError: the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with _hub_errors(model):
+        return set(HfApi().list_repo_files(model, revision=commit))
+
+
 def _snapshot(model: str, revision: str | None, names: Iterable[str], offline: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -90,21 +101,31 @@ def _snapshot(model: str, revision: str | None, names: Iterable[str], offline: b
 @contextlib.contextmanager
 def _hub_errors(model: str) -> Iterator[None]:
     """Turn errors of the hub, and a hub that cannot be reached, into a :class:`CheckpointError`."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+    except GatedRepoError:
+        raise CheckpointError(
+            f"{model} is gated: accept its conditions at {constants.ENDPOINT}/{model}, and log in with: hf auth login"
+        ) from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{model} is neither a folder nor a model on the hub; check the name, or, if it is private, log in with: "
+            "hf auth login"
+        ) from None
+    except (RevisionNotFoundError, HFValidationError) as error:
         raise CheckpointError(
             f"{model} is neither a folder nor a model on the hub: {first_line(error)}. Check the name."
         ) from None
     except Exception as error:  # a client's own, such as httpx's, differ from release to release of the hub's package
         answered = isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError)
-        why = first_line(error) if answered else "the hub cannot be reached"
+        silent = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise CheckpointError(
-            f"{model} cannot be fetched ({why}) and is not in the hub's cache. Give the folder of a "
-            "checkpoint, or --random-weights to try things out without the weights."
+            f"{model} cannot be fetched ({first_line(error) if answered else silent}) and is not in the hub's cache. "
+            "Give the folder of a checkpoint, or --random-weights to try things out without the weights."
         ) from None
 
 

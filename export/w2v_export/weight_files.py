@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from w2v_export import foreign
 from w2v_export.validation import Field, Kind, checked, contents, plain_path, read_object
 from w2v_models import schema
 from w2v_models.errors import CheckpointError
@@ -67,6 +68,7 @@ def find(folder: Path, named: str | None) -> Mapping[Path, frozenset[str] | None
     if first is None:
         raise CheckpointError(
             f"{folder} holds no weights ({', '.join(ORDER[:2])} or {', '.join(ORDER[2:])}): {contents(folder)}."
+            f"{foreign.unfinished(folder)}"
         )
     if not first.endswith(INDEX_SUFFIX):
         _require_readable(folder, [first], f"its config names {first} as its weights")

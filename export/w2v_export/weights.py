@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from w2v_export import foreign
 from w2v_export.hub import CONFIG, first_line
 from w2v_models import schema
 from w2v_models.errors import CheckpointError
@@ -81,7 +82,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read as weights: {first_line(error)}.")
+    return CheckpointError(f"{path} cannot be read as weights: {first_line(error)}. {foreign.damaged(path)}")
 
 
 def _is_readable(name: str, value: Tensor) -> bool:

@@ -53,8 +53,8 @@ TOLERANCES: Final[dict[str, dict[str, Tolerance]]] = {
         "logits": Tolerance(max_rel=0.1),
     },
 }
-#: How many times as far from PyTorch's float64 answer as PyTorch in float32 itself a bundle may be, in fp32. Where channels
-#: hold hundreds between two blocks, as in trained models, float32 has no digits left for the bounds above.
+#: How many times as far from PyTorch's float64 answer as PyTorch in float32 itself a bundle may be, in fp32. Where
+#: channels hold hundreds between two blocks, as in trained models, float32 has no digits left for the bounds above.
 ROUNDING_FACTOR: Final = 2.0
 #: The share of their tolerance that all differences must be within for PyTorch not to be asked in float64: on another
 #: processor, rounding may use up the rest.
