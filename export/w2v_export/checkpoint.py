@@ -13,7 +13,7 @@ import torch
 from optimum.utils import is_transformers_version
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import BatchFeature, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from w2v_export.card_models import CardModel
@@ -26,6 +26,8 @@ from w2v_export.weights import beside_encoder, read, refuse_incomplete, refuse_m
 from w2v_models.errors import CheckpointError
 from w2v_models.manifest import (
     CHECKPOINT_WEIGHTS,
+    LAST_LAYER,
+    LOG_MEL_FRONT_END,
     LOGITS,
     RANDOM_WEIGHTS,
     SPEAKER_EMBEDDINGS,
@@ -127,6 +129,10 @@ class Checkpoint:
         """Run the reference model on one utterance alone, (samples,) float32."""
         inputs = self.extractor(waveform, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
         frames = self.architecture.conv.num_frames(len(waveform))
+        step = self.architecture.step(LAST_LAYER)
+        if step > 1 and self.architecture.front_end == LOG_MEL_FRONT_END:
+            # A convolution of the adapter would reach the masked frame that the extractor appends to some recordings.
+            inputs = BatchFeature({name: values[:, :frames] for name, values in inputs.items()})
         entry = self.head_entry
         with_head = entry is not None and frames >= entry.shortest
         card = isinstance(self.model, CardModel)
@@ -135,6 +141,7 @@ class Checkpoint:
             answer = run(**inputs.to(self._dtype), output_hidden_states=card)
         # The log-mel extractor appends a masked frame if the last frame is incomplete.
         *layers, last = (state[0, :frames] for state in states)
+        frames = len(last)
         head = None
         if with_head and entry is not None:
             if card:
@@ -148,7 +155,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def _hidden_states(model: Any) -> Iterator[list[Tensor]]:
-    """Collect an encoder's hidden states while it runs: the first block's input, all blocks' and its own output."""
+    """Collect hidden states while a model runs: the first block's input, all blocks' output, and the last one's own."""
     states: list[Tensor] = []
 
     def entered(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:  # noqa: ARG001
@@ -157,9 +164,9 @@ def _hidden_states(model: Any) -> Iterator[list[Tensor]]:
     def left(module: nn.Module, arguments: Any, output: Any) -> None:  # noqa: ARG001
         states.append(output if isinstance(output, Tensor) else output[0])
 
-    blocks = model.encoder.layers
+    blocks, final = model.encoder.layers, getattr(model, "adapter", None) or model.encoder
     hooks = [blocks[0].register_forward_pre_hook(entered, with_kwargs=True)]
-    hooks += [module.register_forward_hook(left) for module in (*blocks, model.encoder)]
+    hooks += [module.register_forward_hook(left) for module in (*blocks, final)]
     try:
         yield states
     finally:

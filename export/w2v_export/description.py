@@ -82,6 +82,7 @@ class Description:
             attention_heads=self.config["num_attention_heads"],
             intermediate_size=self.config["intermediate_size"],
             normalise=self.extractor.get("do_normalize", True),
+            adapter=fields.adapter(self.config),
         )
 
     def weight_files(self, offline: bool = False) -> Mapping[Path, frozenset[str] | None]:
@@ -163,7 +164,8 @@ def _read(folder: Path, name: str, commit: str | None, licence: str | None, lang
     if not known.fits(model_type):
         raise CheckpointError(f"{path}: {problem('model_type', known, model_type)}.")
     layout = LAYOUTS[model_type]
-    refuse(path, [f"{field} must be left out: {why}" for field, why in fields.REFUSED.items() if data.get(field)])
+    refused = {name: why for name, why in fields.REFUSED.items() if data.get(name) and name not in layout.config}
+    refuse(path, [f"{name} must be left out: {why}" for name, why in refused.items()])
     config = checked(path, data, layout.config)
     refuse(path, list(fields.config_problems(config)))
     extractor = _read_extractor(folder, layout)

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from w2v_export.card_models import AgeGenderModel, EmotionModel, FrameModel, XVectorModel, card_class
 from w2v_export.fields import LAYOUTS
+from w2v_export.graph.adapter import Adapter
 from w2v_export.graph.conformer import bert, conformer
 from w2v_export.graph.data2vec import data2vec
 from w2v_export.graph.encoder import Encoder, transformer
@@ -88,10 +89,13 @@ class Family:
         """The graph's front end, projection and encoder, from the reference's."""
         reference = model.feature_projection
         projection = Projection(getattr(reference, "layer_norm", None), reference.projection)
+        encoder = self.encoder(model)
+        if getattr(model, "adapter", None) is not None:
+            encoder.adapter = Adapter(model)
         if self.front_end == LOG_MEL_FRONT_END:
-            return LogMelFrontEnd(extractor, conv), projection, self.encoder(model)
+            return LogMelFrontEnd(extractor, conv), projection, encoder
         front_end = WaveformFrontEnd(model.feature_extractor, conv, bool(extractor.do_normalize))
-        return front_end, projection, self.encoder(model)
+        return front_end, projection, encoder
 
 
 FAMILIES: Final = {

@@ -25,7 +25,7 @@ from w2v_export.validation import (
     text,
     whole,
 )
-from w2v_models.manifest import LOG_MEL_FRONT_END, WAVEFORM_FRONT_END, ConvStack
+from w2v_models.manifest import LOG_MEL_FRONT_END, WAVEFORM_FRONT_END, Adapter, ConvStack
 
 Fields = dict[str, Field]
 
@@ -120,12 +120,25 @@ _SPEAKER_HEAD: Final[Fields] = {
 }
 #: Fields that a config must not set, and why.
 REFUSED: Final = {
-    "add_adapter": "convolutions after the encoder are not exported",
-    "use_intermediate_ffn_before_adapter": "a feed-forward after the encoder is not exported",
+    "add_adapter": "transformers has no convolutions after the encoder in this family",
     "quantization_config": (
         "quantised weights are not read; save them in float32: model.dequantize().save_pretrained(folder)"
     ),
     "pruned_heads": "attention without some of its heads is not exported",
+}
+
+#: Convolutions after the encoder.
+_ADAPTER: Final[Fields] = {
+    "add_adapter": _OFF,
+    "adapter_kernel_size": Field(whole(1, 99), 3),
+    "adapter_stride": Field(whole(1, 64), 2),
+    "num_adapter_layers": Field(whole(1, 8), 3),
+    "output_hidden_size": Field(optional(_WIDTH), None),
+}
+_BERT_ADAPTER: Final[Fields] = _ADAPTER | {
+    "num_adapter_layers": Field(whole(1, 8), 1),
+    "adapter_act": Field(_ACTIVATION, "relu"),
+    "use_intermediate_ffn_before_adapter": _OFF,
 }
 
 _EXTRACTOR: Final[Fields] = {
@@ -167,12 +180,12 @@ class Layout:
 
 
 _TRANSFORMER: Final = _ENCODER | _CONVOLUTIONS | _NORM | _STABLE | _HEAD
-_DATA2VEC: Final = _ENCODER | _CONVOLUTIONS | _HEAD | _SPEAKER_HEAD
+_DATA2VEC: Final = _ENCODER | _CONVOLUTIONS | _HEAD | _SPEAKER_HEAD | _ADAPTER
 _DATA2VEC_POSITIONS: Final[Fields] = {
     "num_conv_pos_embeddings": Field(whole(1, 64), 5),
     "conv_pos_kernel_size": Field(whole(1, 4096), 19),
 }
-_CONFORMER: Final = _ENCODER | _CONVOLUTIONS | _NORM | _HEAD | _SPEAKER_HEAD | _NO_VOCABULARY
+_CONFORMER: Final = _ENCODER | _CONVOLUTIONS | _NORM | _HEAD | _SPEAKER_HEAD | _NO_VOCABULARY | _ADAPTER
 _HUBERT: Final[Fields] = {"feat_proj_layer_norm": Field(flag(), True), "conv_pos_batch_norm": _OFF}
 _BERT: Final[Fields] = {
     "classifier_proj_size": Field(_WIDTH, 768),
@@ -183,15 +196,21 @@ _BERT: Final[Fields] = {
 
 #: By ``model_type``.
 LAYOUTS: Final[Mapping[str, Layout]] = {
-    "wav2vec2": Layout(_TRANSFORMER | _LANGUAGES | _SPEAKER_HEAD),
+    "wav2vec2": Layout(_TRANSFORMER | _LANGUAGES | _SPEAKER_HEAD | _ADAPTER),
     "hubert": Layout(_TRANSFORMER | _LANGUAGES | _HUBERT | _SPEAKER_HEAD),
     "unispeech": Layout(_TRANSFORMER | _LANGUAGES | _SPEAKER_HEAD),
     "unispeech-sat": Layout(_TRANSFORMER | _LANGUAGES | _SPEAKER_HEAD),
-    "wavlm": Layout(_TRANSFORMER | _BUCKETS | _SPEAKER_HEAD),
+    "wavlm": Layout(_TRANSFORMER | _BUCKETS | _SPEAKER_HEAD | _ADAPTER),
     "data2vec-audio": Layout(_DATA2VEC | _DATA2VEC_POSITIONS),
     "wav2vec2-conformer": Layout(_CONFORMER | _positions("relative", "rotary")),
     "wav2vec2-bert": Layout(
-        _LARGE | _HEAD | _SPEAKER_HEAD | _NO_VOCABULARY | _BERT | _positions("relative_key", "relative", "rotary"),
+        _LARGE
+        | _HEAD
+        | _SPEAKER_HEAD
+        | _NO_VOCABULARY
+        | _BERT
+        | _BERT_ADAPTER
+        | _positions("relative_key", "relative", "rotary"),
         _LOG_MEL_EXTRACTOR,
         LOG_MEL_FRONT_END,
     ),
@@ -209,6 +228,11 @@ def config_problems(config: Values) -> Iterator[str]:
             yield "conv_kernel must be above 1 behind the first level where feat_extract_norm is group"
         if hidden % (groups := config["num_conv_pos_embedding_groups"]):
             yield f"num_conv_pos_embedding_groups must divide hidden_size, but {groups} does not divide {hidden}"
+    if config.get("add_adapter"):
+        # So that the output is a frame for every adapter_stride frames of the input, as transformers counts it.
+        centred = 2 * (config["adapter_stride"] // 2) + 1 if "adapter_act" in config else 3
+        if config["adapter_kernel_size"] != centred:
+            yield f"adapter_kernel_size must be {centred} for an adapter_stride of {config['adapter_stride']}"
     if "tdnn_dim" in config:
         yield from _unequal(config, "tdnn_dim", "tdnn_kernel", "tdnn_dilation")
     if "num_buckets" in config and config["max_bucket_distance"] <= config["num_buckets"] // 4:
@@ -245,6 +269,14 @@ def frame_problems(layout: Layout, config: Values, extractor: Values) -> Iterato
         yield f"{names} frames of {conv.receptive_field} samples, more than {LONGEST_FRAME} s {at}"
     if rate > MOST_FRAMES * conv.stride:
         yield f"{names} a frame every {conv.stride} samples, more than {MOST_FRAMES} a second {at}"
+
+
+def adapter(config: Values) -> Adapter | None:
+    """The adapter after the encoder as the manifest holds it; None if the config has none."""
+    if not config.get("add_adapter"):
+        return None
+    size = config["output_hidden_size"] or config["hidden_size"]
+    return Adapter(config["adapter_stride"] ** config["num_adapter_layers"], size)
 
 
 def least_weights(config: Values) -> int:

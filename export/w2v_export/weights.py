@@ -19,7 +19,9 @@ from w2v_models.errors import CheckpointError
 #: The embedding of masked frames in training, missing from some checkpoints and never used in inference.
 UNUSED_WEIGHTS: Final = ("masked_spec_embed",)
 #: First parts of the encoder's weight names in a checkpoint that was saved without a head.
-_ENCODER_PARTS: Final = frozenset(("feature_extractor", "feature_projection", "encoder", *UNUSED_WEIGHTS))
+_ENCODER_PARTS: Final = frozenset(
+    ("feature_extractor", "feature_projection", "encoder", "intermediate_ffn", "adapter", *UNUSED_WEIGHTS)
+)
 #: The counter of a batch norm: the only integer weight that is accepted.
 _COUNTER: Final = "num_batches_tracked"
 #: Names of a weight norm's parts in older releases of transformers, and their present names.

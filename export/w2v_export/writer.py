@@ -16,7 +16,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,6 +37,7 @@ from w2v_models.manifest import (
     WAVEFORM,
     Architecture,
     Head,
+    frames_output,
     public_outputs,
 )
 from w2v_runtime.graphs.onnx_file import OnnxFile
@@ -63,12 +64,19 @@ MEL: Final = "mel"
 _BATCH: Final = {0: "batch"}
 
 
-def _axes(name: str, value: torch.Tensor) -> dict[int, str]:
-    """The dynamic axes of an input or output: the batch, and time if it has one."""
+def _axes(name: str, values: Mapping[str, torch.Tensor]) -> dict[int, str]:
+    """The dynamic axes of one of a graph's inputs and outputs: the batch, and time if it has one.
+
+    Frames that are not as many as layer 0 has, behind an adapter or in a head, have an axis of their own.
+    """
     if name == LAYER_WEIGHTS:
         return {}
-    time = {1: "samples"} if name == WAVEFORM else {1: "frames"} if value.ndim == 3 else {}
-    return _BATCH | time
+    if name == WAVEFORM:
+        return _BATCH | {1: "samples"}
+    if values[name].ndim < 3:
+        return _BATCH
+    own = frames_output("0") in values and values[name].shape[1] != values[frames_output("0")].shape[1]
+    return _BATCH | {1: f"{name}_frames" if own else "frames"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,7 @@ def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path
             do_constant_folding=False,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_axes={name: _axes(name, value) for name, value in (inputs | outputs).items()},
+            dynamic_axes={name: _axes(name, inputs | outputs) for name in inputs | outputs},
             dynamo=False,
         )
     proto = onnx.load(path)
@@ -159,7 +167,7 @@ def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path
 def _declare(proto: onnx.ModelProto, outputs: dict[str, torch.Tensor]) -> None:
     """Declare the outputs' shapes, of which the exporter loses some sizes behind operators that it does not know."""
     for value in proto.graph.output:
-        axes, shape = _axes(value.name, outputs[value.name]), outputs[value.name].shape
+        axes, shape = _axes(value.name, outputs), outputs[value.name].shape
         kind = value.type.tensor_type.elem_type
         named = [axes.get(axis, size) for axis, size in enumerate(shape)]
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, named))

@@ -154,8 +154,23 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """Convolutions after the encoder, whose output is the ``last_hidden_state`` in place of the encoder's.
+
+    Its frame t is centred on frame ``stride``·t of the encoder, and holds ``size`` numbers.
+    """
+
+    stride: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if min(self.stride, self.size) < 1:
+            raise ValueError("an adapter's stride and size must be positive")
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """The shape of the encoder, enough to count its frames and its arithmetic."""
+    """The shape of the encoder, enough to count its frames and its arithmetic, and of its adapter, if it has one."""
 
     model_type: str
     front_end: str
@@ -166,6 +181,7 @@ class Architecture:
     attention_heads: int
     intermediate_size: int
     normalise: bool
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
         if self.front_end not in (WAVEFORM_FRONT_END, LOG_MEL_FRONT_END):
@@ -173,6 +189,14 @@ class Architecture:
         sizes = (self.sample_rate, self.hidden_size, self.layers, self.attention_heads, self.intermediate_size)
         if min(sizes) < 1:
             raise ValueError("sample_rate and all sizes must be positive")
+
+    def size(self, layer: str) -> int:
+        """The numbers that a frame of a layer holds: the hidden size, or the adapter's."""
+        return self.adapter.size if self.adapter and layer == LAST_LAYER else self.hidden_size
+
+    def step(self, layer: str) -> int:
+        """The encoder's frames from one frame of a layer to the next: 1, or the adapter's stride."""
+        return self.adapter.stride if self.adapter and layer == LAST_LAYER else 1
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class Encoder(nn.Module):
         blocks: (x, frames) → x each; values in padded frames must never affect a valid frame.
         norm: the norm between the last layer and the reference's ``last_hidden_state``; None if these are the same.
         shared: (x, frames) → the tensor that all blocks share, computed once from layer 0.
+
+    Attributes:
+        adapter: (x, frames) → the reference's ``last_hidden_state``, in place of the norm's output, where the reference
+            has one; set by ``families``.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.entry, self.blocks, self.norm, self.shared = entry, nn.ModuleList(blocks), norm, shared
+        self.adapter: Any = None
 
     def forward(self, x: Tensor, frames: Frames) -> tuple[list[Tensor], Tensor]:
         """Projected features (batch, time, hidden), zero in the padding → (layers 0 … L, ``last_hidden_state``)."""
@@ -58,7 +63,8 @@ class Encoder(nn.Module):
         layers = [x]
         for block in self.blocks:
             layers.append(block(layers[-1], frames))
-        return layers, layers[-1] if self.norm is None else self.norm(layers[-1])
+        last = layers[-1] if self.norm is None else self.norm(layers[-1])
+        return layers, last if self.adapter is None else self.adapter(last, frames)
 
 
 class Entry(nn.Module):

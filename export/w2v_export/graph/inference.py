@@ -59,7 +59,8 @@ class InferenceGraph(nn.Module):
         - lengths: (batch,) int64, samples.
         - layer_weights: (L + 1,), the weights of layers 0 … L in the sum that is the layer ``weighted``.
         - returns: for each layer (0 … L, last, weighted) its frames (batch, time, hidden), zero in the padding, and
-          their statistics (batch, hidden); ``frame_lengths`` (batch,); the head's outputs.
+          their statistics (batch, hidden); ``frame_lengths`` (batch,) of ``last``; the head's outputs. Behind an
+          adapter, ``last`` and the head have its size and fewer frames.
     """
 
     dtype = torch.float32
@@ -75,7 +76,8 @@ class InferenceGraph(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor, layer_weights: Tensor) -> dict[str, Tensor]:
         layers, last, frame_lengths = self.layers(waveform, lengths)
-        return {FRAME_LENGTHS: frame_lengths} | self.outputs(layers, last, frame_lengths, layer_weights)
+        outputs = self.outputs(layers, last, frame_lengths, layer_weights)
+        return {FRAME_LENGTHS: self.last_lengths(frame_lengths)} | outputs
 
     def layers(self, waveform: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Layers 0 … L, ``last_hidden_state``, and the valid frames of each utterance."""
@@ -83,6 +85,11 @@ class InferenceGraph(nn.Module):
         frame_lengths = num_frames(lengths, self.receptive_field, self.stride)
         frames = Frames(frame_lengths, valid(frame_lengths, features.shape[1]))
         return *self.encoded(features, frames), frame_lengths
+
+    def last_lengths(self, frame_lengths: Tensor) -> Tensor:
+        """Valid frames of ``last_hidden_state``, of those of the layers: fewer behind an adapter."""
+        adapter = self.encoder.adapter
+        return frame_lengths if adapter is None else adapter.lengths(frame_lengths)
 
     def features(self, waveform: Tensor, lengths: Tensor, moments: Tensor | None = None) -> Tensor:
         """The front end and the projection: (batch, samples) → (batch, frames, hidden), in the graph's ``dtype``."""
@@ -99,13 +106,14 @@ class InferenceGraph(nn.Module):
     ) -> dict[str, Tensor]:
         """Every output of the layers and of the head, by name."""
         outputs: dict[str, Tensor] = {}
+        last_lengths = self.last_lengths(frame_lengths)
         for name, hidden in _named(layers, last, layer_weights).items():
-            pool = Pool(hidden, frame_lengths)
+            pool = Pool(hidden, last_lengths if name == LAST_LAYER else frame_lengths)
             outputs[frames_output(name)] = torch.where(pool.mask, hidden, 0.0)
             outputs |= {pooled_output(name, pooling): STATISTICS[pooling](pool) for pooling in POOLINGS}
         if self.head is None:
             return outputs
-        head_lengths = (frame_lengths - 2 * self.head.margin).clamp(min=0)
+        head_lengths = (last_lengths - 2 * self.head.margin).clamp(min=0)
         pool = Pool(self.head.frames(layers, last), head_lengths)
         if self.head.level == "frame":
             return outputs | {LOGITS: torch.where(pool.mask, pool.x, 0.0)}

@@ -97,6 +97,9 @@ def _module(
 ) -> HeadModule:
     """The head's module with the checkpoint's sizes, before its weights are loaded."""
     hidden_size = config.hidden_size
+    if getattr(config, "add_adapter", False):
+        _require_ctc(head)
+        hidden_size = config.output_hidden_size
     summed = config.num_hidden_layers + 1 if config.use_weighted_layer_sum else 0
     if head is RegressionHead:
         _require_mean(config)
@@ -176,6 +179,15 @@ def _tdnn(config: PretrainedConfig) -> list[tuple[int, int, int]]:
             "config.json must give tdnn_dim, tdnn_kernel and tdnn_dilation one number for each layer of the x-vector."
         )
     return list(zip(*options, strict=True))
+
+
+def _require_ctc(head: type[HeadModule]) -> None:
+    """Refuse other heads behind an adapter, which transformers refuses too."""
+    if head is not CTCHead:
+        raise CheckpointError(
+            f"config.json sets add_adapter, and behind an adapter only a {CTCHead.kind} head is known, not "
+            f"{head.kind}; --no-head exports the encoder and its adapter alone."
+        )
 
 
 def _require_mean(config: PretrainedConfig) -> None:

@@ -223,8 +223,9 @@ class _Recording:
         self._windows = iter([Window(0, self.frames, 0, self.frames)])
         if not self.whole:
             margin = run.head.margin if run.head else 0
+            step = architecture.step(run.request.layers[0])
             self._windows = plan_windows(
-                self.frames, architecture.sample_rate, architecture.conv, run.windowing, margin
+                self.frames, architecture.sample_rate, architecture.conv, run.windowing, margin, step
             )
         self._next = next(self._windows, None)
         self._features: deque[Frames] = deque()
@@ -354,7 +355,9 @@ class _Windowed:
     """The answer for a recording in windows: frames are kept at frame level, else pooled as they come."""
 
     def __init__(self, run: LongRun, frames: int) -> None:
-        request, size = run.request, run.manifest.architecture.hidden_size
+        request, architecture = run.request, run.manifest.architecture
+        size, self._step = architecture.size(request.layers[0]), architecture.step(request.layers[0])
+        frames = -(-frames // self._step)
         self.names = [frames_output(layer) for layer in request.layers]
         self._request = request
         self._pools = [RunningPool() for _ in request.layers]
@@ -367,6 +370,8 @@ class _Windowed:
         self.frames = 0
 
     def add(self, window: Window, outputs: list[npt.NDArray[Any]]) -> None:
+        self.frames += window.last - window.first
+        window = window.narrowed(self._step)
         if self._head is not None:
             self._head.add(window, outputs.pop())
         blocks = [layer[window.first - window.begin : window.last - window.begin] for layer in outputs]
@@ -375,7 +380,6 @@ class _Windowed:
         else:
             for pool, block in zip(self._pools, blocks, strict=True):
                 pool.add(block)
-        self.frames += window.last - window.first
 
     def result(self) -> tuple[Samples, Samples | None]:
         """The values and the head's columns, as :class:`Embedding` has them."""

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.bundle import Bundle
-from w2v_models.errors import AudioError, W2VError
+from w2v_models.errors import AudioError, RefusedError, W2VError
 from w2v_models.manifest import (
-    FRAME_LENGTHS,
+    LAST_LAYER,
     LAYER_WEIGHTS,
     LENGTHS,
     WAVEFORM,
@@ -113,26 +113,49 @@ class Model:
 
     @property
     def times(self) -> FrameTimes:
-        """Start and end of frames in seconds."""
-        conv = self.manifest.architecture.conv
-        return FrameTimes(conv.stride / self.sample_rate, conv.receptive_field / self.sample_rate)
+        """Start and end of frames of the last layer in seconds."""
+        return self.times_of(DEFAULT_REQUEST)
+
+    def times_of(self, request: Request) -> FrameTimes:
+        """Start and end of the frames of a request's layers in seconds.
+
+        A frame of an adapter, which makes one of several, has the times of the encoder's frame that it is centred on.
+        """
+        architecture = self.manifest.architecture
+        step = architecture.conv.stride * architecture.step(request.layers[0])
+        return FrameTimes(step / self.sample_rate, architecture.conv.receptive_field / self.sample_rate)
 
     def head(self, request: Request) -> Head | None:
-        """The head whose output belongs to the result, or None; a frame-level head serves frame-level requests only."""
-        head = self.manifest.head
-        return None if head is None or (head.level == "frame" and request.level != "frame") else head
+        """The head whose output belongs to the result, or None; a frame-level head serves frame-level requests only.
+
+        Behind an adapter, it serves those whose frames are the adapter's.
+        """
+        head, step = self.manifest.head, self.manifest.architecture.step
+        if head is not None and head.level == "frame":
+            serves = request.level == "frame" and step(request.layers[0]) == step(LAST_LAYER)
+            return head if serves else None
+        return head
 
     def dimension(self, request: Request) -> int:
         """D, the size of one vector in the result of ``request``."""
-        return self.manifest.architecture.hidden_size * (len(request.pooling) if request.level == "utterance" else 1)
+        size = self.manifest.architecture.size(request.layers[0])
+        return size * (len(request.pooling) if request.level == "utterance" else 1)
 
     def resolve(self, request: Request) -> Request:
         """The request with ``all`` and layer weights replaced by the names of this model's layers.
 
         Raises:
-            RefusedError: the model does not have a layer, or not as many layers as there are weights.
+            RefusedError: the model does not have a layer, or not as many layers as there are weights; or an adapter's
+                output is to be stacked with layers.
         """
-        return request.resolved(self.manifest.architecture.layers)
+        architecture = self.manifest.architecture
+        resolved = request.resolved(architecture.layers)
+        if architecture.adapter and LAST_LAYER in resolved.layers and len(resolved.layers) > 1:
+            raise RefusedError(
+                "layer last of this model is its adapter's output, with other frames than the layers "
+                f"0 to {architecture.layers} of the encoder; ask for it alone."
+            )
+        return resolved
 
     def read(
         self, recording: Recording, channel: int | None = None, pad_short: bool = False, stop: Stop | None = None
@@ -241,11 +264,10 @@ class Model:
         arrays = self.forward([audio.samples for audio in audios], names, 0.0, request.layer_weights, stop)
         outputs = dict(zip(names, arrays, strict=True))
         columns = None if head is None else outputs.pop(head.outputs[-1])
-        lengths = outputs.pop(FRAME_LENGTHS, None)
         frame_columns = head is not None and head.level == "frame"
         embeddings = []
         for i, (path, audio) in enumerate(zip(paths, audios, strict=True)):
-            end = None if lengths is None else lengths[i]
+            end = self._frames(request, len(audio.samples)) if request.level == "frame" else None
             values = assembled([array[i, :end] for array in outputs.values()], request)
             logits = None if columns is None else columns[i, : end if frame_columns else None].copy()
             if not (np.isfinite(values).all() and (logits is None or np.isfinite(logits).all())):
@@ -261,8 +283,13 @@ class Model:
         head = self.head(request)
         columns = [] if head is None else [head.outputs[-1]]
         if request.level == "frame":
-            return [frames_output(layer) for layer in request.layers] + [FRAME_LENGTHS, *columns]
+            return [frames_output(layer) for layer in request.layers] + columns
         return [pooled_output(layer, name) for layer in request.layers for name in request.pooling] + columns
+
+    def _frames(self, request: Request, samples: int) -> int:
+        """Frames of a request's layers in a waveform."""
+        architecture = self.manifest.architecture
+        return -(-architecture.conv.num_frames(samples) // architecture.step(request.layers[0]))
 
     def forward(
         self,

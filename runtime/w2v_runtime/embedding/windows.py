@@ -60,16 +60,25 @@ class Window:
     begin: int
     end: int
 
+    def narrowed(self, step: int) -> Window:
+        """The window in frames of which one comes from ``step``, as an adapter makes them."""
+        return Window(*(-(-frame // step) for frame in (self.first, self.last, self.begin, self.end)))
+
 
 def plan_windows(
-    frames: int, rate: int, conv: ConvStack, windowing: Windowing, least_context: int = 0
+    frames: int, rate: int, conv: ConvStack, windowing: Windowing, least_context: int = 0, multiple: int = 1
 ) -> Iterator[Window]:
     """Yield the windows of a recording of ``frames`` frames; together they hold every frame once.
 
-    The context is at least ``least_context`` frames on each side, as far as the recording goes.
+    The context is at least ``least_context`` frames on each side, as far as the recording goes. Both begin at multiples
+    of ``multiple``, for the frames of an adapter.
     """
-    size = max(1, round(windowing.window * rate / conv.stride))
-    context = max(least_context, round(windowing.context * rate / conv.stride))
+    size = _rounded_up(max(1, round(windowing.window * rate / conv.stride)), multiple)
+    context = _rounded_up(max(least_context, round(windowing.context * rate / conv.stride)), multiple)
     for first in range(0, frames, size):
         last = min(first + size, frames)
         yield Window(first, last, max(0, first - context), min(frames, last + context))
+
+
+def _rounded_up(frames: int, multiple: int) -> int:
+    return -(-frames // multiple) * multiple

@@ -98,8 +98,8 @@ def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> 
         "whole_seconds": windowing.whole,
         "labels": list(head.labels) if head else [],
         "head_level": head.level if head else None,
-        "frame_step_seconds": embedder.times.step,
-        "frame_width_seconds": embedder.times.width,
+        "frame_step_seconds": embedder.times_of(request).step,
+        "frame_width_seconds": embedder.times_of(request).width,
         "packages": {name: version for name in _PACKAGES if (version := installed_version(name))},
     }
     return described if header is None else described | {RUN: run_record(header)}
@@ -116,7 +116,7 @@ def layout(embedder: Embedder, options: RunOptions, header: Header | None, count
         layers=request.layers,
         level=request.level,
         labels=head.labels if head else (),
-        times=embedder.times,
+        times=embedder.times_of(request),
         metadata=metadata(embedder, options, header),
         head_level="frame" if head and head.level == "frame" else "utterance",
     )
