@@ -152,7 +152,8 @@ def test_a_window_is_a_recording_of_its_own(made):
         hidden, _ = model.feature_projection(model.feature_extractor(inputs).transpose(1, 2))
         parts = [model.adapter(model.encoder(hidden[:, first : first + size])[0]) for first in range(0, 249, size)]
     expected = torch.cat(parts, 1)[0].numpy()
-    mine = Embedder(bundle, windowing=Windowing(window=2, context=0, whole=0)).embed((waveform, 16000), level="frame").values
+    embedder = Embedder(bundle, windowing=Windowing(window=2, context=0, whole=0))
+    mine = embedder.embed((waveform, 16000), level="frame").values
     assert mine.shape == expected.shape
     assert np.abs(mine - expected).max() <= FRAMES
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from w2v_export.graph.encoder import Encoder, FeedForward, Frames, SelfAttention
-from w2v_export.graph.tensors import Dense, attention, attention_by_distance, cast, distances
+from w2v_export.graph.tensors import Dense, attention, attention_by_distance, cast, distances, shared_transpose
 
 
 class BareEntry(nn.Module):
@@ -139,7 +139,8 @@ class RelativeAttention(PositionBiasAttention):
     def __init__(self, reference: Any) -> None:
         super().__init__(reference)
         content_bias, position_bias = reference.pos_bias_u, reference.pos_bias_v
-        self.query = Dense(reference.linear_q.weight.T, reference.linear_q.bias + content_bias.flatten())
+        query = reference.linear_q
+        self.query = Dense(shared_transpose(query), query.bias + content_bias.flatten())
         self.offset = nn.Parameter((position_bias - content_bias).detach()[:, None, :])
         weight = reference.linear_pos.weight.T / math.sqrt(self.head_size)
         self.position = Dense(torch.cat([weight[0::2], weight[1::2]]), None)
@@ -229,10 +230,10 @@ class ConvModule(nn.Module):
     def __init__(self, module: Any, depthwise: nn.Module) -> None:
         super().__init__()
         self.norm = module.layer_norm
-        self.expand = Dense(module.pointwise_conv1.weight.squeeze(2).T, None)
+        self.expand = Dense.of(module.pointwise_conv1)
         self.depthwise = depthwise
         self.activation = module.activation
-        self.contract = Dense(module.pointwise_conv2.weight.squeeze(2).T, None)
+        self.contract = Dense.of(module.pointwise_conv2)
 
     def forward(self, x: Tensor, frames: Frames) -> Tensor:
         x = F.glu(self.expand(self.norm(x)), dim=2)

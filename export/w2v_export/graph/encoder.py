@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from w2v_export.graph.tensors import Dense, attention, attention_by_distance
+from w2v_export.graph.tensors import Dense, attention, attention_by_distance, shared_transpose
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.head_size = query.out_features // heads
         self.query = Dense.of(query)
-        self.key = Dense(key.weight.T, None)
-        self.value = Dense(value.weight.T, None)
-        self.output = Dense(output.weight.T, output.bias + output.weight @ value.bias)
+        self.key = Dense(shared_transpose(key), None)
+        self.value = Dense(shared_transpose(value), None)
+        self.output = Dense(shared_transpose(output), output.bias + output.weight @ value.bias)
 
     @classmethod
     def of(cls, attention: Any) -> SelfAttention:

@@ -248,6 +248,17 @@ def register_symbolics(opset: int) -> None:
     register_custom_op_symbolic("w2v::attention_by_distance", _attention_by_distance_onnx, opset)
 
 
+def shared_transpose(layer: nn.Linear | nn.Conv1d) -> Tensor:
+    """The weight of a linear layer or a pointwise convolution as (in, out).
+
+    The layer keeps a view of it in place of its own, so that a model and its graph hold each weight once.
+    """
+    shape = layer.weight.shape
+    weight = layer.weight.detach().flatten(1).T.contiguous()
+    layer.weight.data = weight.T.reshape(shape)
+    return weight
+
+
 class Dense(nn.Module):
     """A linear layer with its weight stored as (in, out), so that it computes ``x @ weight``."""
 
@@ -257,8 +268,9 @@ class Dense(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> Dense:
-        return cls(linear.weight.T, linear.bias)
+    def of(cls, layer: nn.Linear | nn.Conv1d) -> Dense:
+        """From a linear layer or a pointwise convolution."""
+        return cls(shared_transpose(layer), layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x @ self.weight
