@@ -8,6 +8,7 @@ Each export and each verification is a process of its own; bundles are removed o
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -62,16 +63,18 @@ def measure(model: str) -> dict[str, Any]:
     }
 
 
-def shape(variant: Variant) -> tuple[object, ...]:
-    """What checkpoints share whose figures are the same: their family and size."""
+def shape(variant: Variant) -> tuple[str, str, str]:
+    """What checkpoints share whose figures are the same: family, size as shown, and all of config and extractor."""
     config = variant.config
-    sizes = config["num_hidden_layers"], config["hidden_size"], config.get("position_embeddings_type")
-    return variant.model_type, *sizes, variant.labels
+    size = f"{config['num_hidden_layers']} × {config['hidden_size']}"
+    if "adapter_attn_dim" in config:
+        size += f" + adapters of {config['adapter_attn_dim']}"
+    return variant.model_type, size, json.dumps([config, variant.extractor, variant.labels], sort_keys=True)
 
 
-def groups() -> dict[tuple[object, ...], list[Variant]]:
+def groups() -> dict[tuple[str, str, str], list[Variant]]:
     """The catalogue's checkpoints by what makes their figures the same."""
-    found: dict[tuple[object, ...], list[Variant]] = {}
+    found: dict[tuple[str, str, str], list[Variant]] = {}
     for variant in CATALOGUE:
         found.setdefault(shape(variant), []).append(variant)
     return found
@@ -85,7 +88,7 @@ def models_table(results: dict[str, dict[str, object]]) -> list[str]:
         names = "<br>".join(f"{variant.id} ({variant.licence})" for variant in variants)
         worst = measured[key]["worst"] if key in measured else None
         figure = f"{worst['frames']:.1e}, {worst['pooled']:.1e}" if worst else "not measured"
-        lines.append(f"| {key[0]} | {names} | {key[1]} × {key[2]} | {figure} |")
+        lines.append(f"| {key[0]} | {names} | {key[1]} | {figure} |")
     return lines
 
 
@@ -94,7 +97,7 @@ def readme_table(results: dict[str, dict[str, object]]) -> list[str]:
     lines = ["| family | for example | sizes (layers × size) | frames, pooled: max abs Δ |", "|---|---|---|---|"]
     for family in dict.fromkeys(variant.model_type for variant in CATALOGUE):
         variants = [variant for variant in CATALOGUE if variant.model_type == family]
-        sizes = dict.fromkeys(f"{key[1]} × {key[2]}" for key in groups() if key[0] == family)
+        sizes = dict.fromkeys(key[1] for key in groups() if key[0] == family)
         worst = [results[variant.id]["worst"] for variant in variants if variant.id in results]
         frames, pooled = (f"{max(row[output] for row in worst):.1e}" for output in ("frames", "pooled"))
         lines.append(f"| {family} | {variants[0].id} | {', '.join(sizes)} | {frames}, {pooled} |")

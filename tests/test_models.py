@@ -169,19 +169,26 @@ def test_paths_inside_a_bundle_are_plain():
             FileRecord(path, "0" * 64, 1)
 
 
-def test_the_catalogue_holds_the_six_variants():
-    """Ids, sizes and licences of the variants, and the emotion model's labels in the model card's order."""
+def test_the_catalogue_holds_the_variants_of_wav2vec2():
+    """Ids and sizes of the first variants, and the emotion model's labels in the model card's order."""
     sizes = {
         v.id: (v.config["num_hidden_layers"], v.config["hidden_size"], v.config["feat_extract_norm"])
-        for v in CATALOGUE[:6]
+        for v in CATALOGUE[:7]
     }
     assert sizes == {
         "facebook/wav2vec2-base-960h": (12, 768, "group"),
+        "facebook/wav2vec2-base": (12, 768, "group"),
         "facebook/wav2vec2-large-robust": (24, 1024, "layer"),
         "facebook/wav2vec2-large-robust-ft-swbd-300h": (24, 1024, "layer"),
         "facebook/wav2vec2-large-robust-ft-libri-960h": (24, 1024, "layer"),
         "facebook/wav2vec2-large-xlsr-53": (24, 1024, "layer"),
         "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim": (12, 1024, "layer"),
     }  # fmt: skip
-    assert CATALOGUE[5].labels == ("arousal", "dominance", "valence")
+    assert CATALOGUE[6].labels == ("arousal", "dominance", "valence")
     assert len({variant.id for variant in CATALOGUE}) == len(CATALOGUE)
+
+
+def test_the_catalogue_normalises_only_what_was_trained_so():
+    """WavLM's base models and DistilHuBERT take the recording as it is; their sources stand in the catalogue."""
+    raw = {v.id: v.extractor["return_attention_mask"] for v in CATALOGUE if not v.extractor.get("do_normalize", True)}
+    assert raw == {"microsoft/wavlm-base-plus": True, "microsoft/wavlm-base": True, "ntu-spml/distilhubert": False}
