@@ -47,7 +47,6 @@ WITHOUT_EFFECT = {
     *("codevector_dim", "proj_codevector_dim", "num_codevector_groups", "num_codevectors_per_group"),
     *("contrastive_logits_temperature", "diversity_loss_weight", "num_negatives", "num_clusters", "num_ctc_classes"),
     *("ctc_loss_reduction", "ctc_zero_infinity", "pad_token_id", "bos_token_id", "eos_token_id"),
-    *("adapter_act", "adapter_kernel_size", "adapter_stride", "num_adapter_layers", "output_hidden_size"),
     "max_source_positions",  # the table of positions grows where it is too short
 }
 
@@ -128,7 +127,7 @@ CONFIGS = [
     ({"num_conv_pos_embeddings": 0}, "num_conv_pos_embeddings must be"),
     ({"num_conv_pos_embedding_groups": 5}, "num_conv_pos_embedding_groups must divide hidden_size, but 5"),
     ({"adapter_attn_dim": 0}, "adapter_attn_dim must be"),
-    ({"add_adapter": True}, "add_adapter must be left out: convolutions after the encoder are not exported"),
+    ({"add_adapter": True, "adapter_kernel_size": 4}, "adapter_kernel_size must be 3 for an adapter_stride of 2"),
     ({"quantization_config": {"load_in_4bit": True}}, "quantization_config must be left out: quantised"),
     ({"pruned_heads": {"0": [1]}}, "pruned_heads must be left out: attention without some of its heads"),
     ({"architectures": "Wav2Vec2ForCTC"}, "architectures must be a list"),
@@ -181,7 +180,9 @@ def test_a_config_that_cannot_be_is_refused_by_file_and_field(large, changes, sa
         ("conformer-rotary", {"rotary_embedding_base": 0}, "rotary_embedding_base must be a number"),
         ("w2v-bert", {"feature_projection_input_dim": 80}, "feature_projection_input_dim must be num_mel_bins times"),
         ("w2v-bert", {"left_max_position_embeddings": -1}, "left_max_position_embeddings must be"),
-        ("w2v-bert", {"use_intermediate_ffn_before_adapter": True}, "a feed-forward after the encoder is not exported"),
+        ("w2v-bert", {"use_intermediate_ffn_before_adapter": True}, "use_intermediate_ffn_before_adapter needs add_ad"),
+        ("w2v-bert", {"add_adapter": True, "adapter_stride": 4}, "adapter_kernel_size must be 5 for an adapter_stride"),
+        ("hubert", {"add_adapter": True}, "add_adapter must be left out: transformers has no convolutions after"),
         ("hubert", {"feat_proj_layer_norm": 0}, "feat_proj_layer_norm must be true or false"),
     ],
 )

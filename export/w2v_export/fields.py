@@ -233,6 +233,8 @@ def config_problems(config: Values) -> Iterator[str]:
         centred = 2 * (config["adapter_stride"] // 2) + 1 if "adapter_act" in config else 3
         if config["adapter_kernel_size"] != centred:
             yield f"adapter_kernel_size must be {centred} for an adapter_stride of {config['adapter_stride']}"
+    elif config.get("use_intermediate_ffn_before_adapter"):
+        yield "use_intermediate_ffn_before_adapter needs add_adapter"
     if "tdnn_dim" in config:
         yield from _unequal(config, "tdnn_dim", "tdnn_kernel", "tdnn_dilation")
     if "num_buckets" in config and config["max_bucket_distance"] <= config["num_buckets"] // 4:
