@@ -21,21 +21,22 @@ def card(manifest: Manifest, repository: str, licence: str) -> str:
     precision = next(iter(manifest.precisions))
     option = "" if precision == "fp32" else f" --precision {precision}"
     argument = "" if precision == "fp32" else f', precision="{precision}"'
+    fields, parity = "\n".join(_fields(manifest, licence)), "\n".join(_parity(manifest))
     return f"""---
-{"\n".join(_fields(manifest, licence))}
+{fields}
 ---
 
 # {source.model} as ONNX
 
 The encoder of `{source.model}` ({architecture.layers} layers of {architecture.hidden_size}), exported with
-[w2v-onnx](https://pypi.org/project/w2v-onnx/). The graph takes raw samples at {architecture.sample_rate} Hz and their
-lengths; normalisation, masks and pooling are inside, and what stands in the padding changes nothing.
+w2v-onnx. The graph takes raw samples at {architecture.sample_rate} Hz and their lengths; normalisation, masks and
+pooling are inside, and what stands in the padding changes nothing.
 
 ## Compared with PyTorch
 
 Measured at the export; the worst of all cases.
 
-{"\n".join(_parity(manifest))}
+{parity}
 
 ## With w2v-onnx
 
@@ -84,7 +85,7 @@ const {{ embedding }} = await session.run({{
 }});
 ```
 
-Bundle {manifest.sha256}, exported {manifest.created}{f" from commit {source.revision}" if source.revision else ""}.
+Bundle {manifest.sha256}, exported {manifest.created}.
 """
 
 

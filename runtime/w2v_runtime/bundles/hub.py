@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -72,9 +73,13 @@ def find(
     offline = offline or is_offline()
     try:
         bundle = library.find(model)
-    except library.NotHereError:
+    except library.NotHereError as missing:
         if offline:
             raise
+        if importlib.util.find_spec("huggingface_hub") is None:
+            raise library.NotHereError(
+                f"{missing}, or pull it, if it is published: pip install 'w2v-onnx[hub]'"
+            ) from None
         return pull(os.fspath(model or os.environ["W2V_MODEL"]), precisions=(precision,), tell=tell)
     lacks = precision in bundle.manifest.precisions and precision not in bundle.held
     if lacks and not offline and (origin := Origin.read(bundle.folder)):
@@ -108,10 +113,14 @@ def pull(repository: str, revision: str | None = None, precisions: Sequence[str]
         if (found := _here(folder, remote.origin, precisions)) is not None:
             return found
         try:
-            with placed(folder, overwrite=_may_replace(folder, repository)) as staging, writing(folder):
+            with placed(folder, overwrite=True) as staging, writing(folder):
+                _refuse_other(folder, repository)
                 remote.fill(staging, partial, folder, precisions)
             shutil.rmtree(partial, ignore_errors=True)
             return Bundle.open(folder)
+        except BundleError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         except BusyError:
             if tell is not None:
                 tell(f"waiting for another process that writes {folder}")
@@ -126,21 +135,18 @@ def _here(folder: Path, origin: Origin, precisions: Sequence[str]) -> Bundle | N
     return bundle if set(precisions or _default(bundle.manifest)) <= bundle.held.keys() else None
 
 
-def _may_replace(folder: Path, repository: str) -> bool:
-    """Whether what is at ``folder`` was pulled from this repository.
+def _refuse_other(folder: Path, repository: str) -> None:
+    """Refuse to replace a bundle that was not pulled from this repository.
 
     Raises:
-        BundleError: there is another bundle.
+        BundleError: there is one at ``folder``.
     """
     origin = Origin.read(folder)
-    if origin is not None and origin.repository == repository:
-        return True
-    if (folder / MANIFEST).exists():
+    if (folder / MANIFEST).exists() and (origin is None or origin.repository != repository):
         came = f"pulled from {origin.repository}" if origin else "exported here"
         raise BundleError(
             f"{folder} holds a bundle that was {came}, so {repository} is not pulled over it; move that away first."
         )
-    return False
 
 
 def _default(manifest: Manifest) -> tuple[str, ...]:
@@ -217,10 +223,9 @@ class _Remote:
     def _checked(self, record: FileRecord, partial: Path) -> Path:
         path = self._fetched(record.path, partial)
         if path.stat().st_size != record.size or sha256(path) != record.sha256:
-            shutil.rmtree(partial, ignore_errors=True)
             raise BundleError(
                 f"{record.path} of {self.origin} is not the file that its manifest names (SHA-256 differs), so nothing "
-                "was kept; pull again, and if that does not help, it has to be pushed again."
+                "is kept; pull again, and if that does not help, it has to be pushed again."
             )
         return path
 
@@ -284,9 +289,7 @@ def push(
         where = f": w2v-models pull {origin.repository} --precision {','.join(absent)}" if origin else "."
         raise BundleError(f"{bundle.folder} lacks the files of {', '.join(absent)}; pull them first{where}")
     terms = _licence(manifest, licence)
-    files: dict[str, Path | bytes] = {
-        record.path: bundle.check(record, remembered=False) for record in manifest.files
-    }
+    files: dict[str, Path | bytes] = {record.path: bundle.check(record, remembered=False) for record in manifest.files}
     files |= {MANIFEST: manifest.to_json().encode(), CARD: card(manifest, repository, terms).encode()}
     files |= {name: content for name in SOURCE_FILES if (content := _own_text(bundle.folder / name)) is not None}
     if tell is not None:
@@ -427,66 +430,63 @@ def _ask(repository: str, call: Callable[[Any], T], file: str | None = None) -> 
             f"{error.name} is not installed, and {repository} is not asked of the hub without: "
             "pip install 'w2v-onnx[hub]'"
         ) from None
-    page = f"{ENDPOINT}/{repository}"
     for attempt in range(_TRIES):
         try:
             return call(HfApi())
-        except errors.OfflineModeIsEnabled:
-            raise BundleError(f"{repository} is not asked of the hub, since HF_HUB_OFFLINE is set.") from None
-        except errors.GatedRepoError:
-            raise BundleError(
-                f"{repository} is gated: accept its conditions at {page} and log in with: hf auth login"
-            ) from None
-        except errors.RepositoryNotFoundError:
-            raise BundleError(
-                f"{repository} is not on the hub, or private; check the name, or log in with: hf auth login"
-            ) from None
-        except errors.RevisionNotFoundError:
-            raise BundleError(f"{repository} has no such revision; its branches and tags are at {page}.") from None
-        except errors.HFValidationError:
-            raise BundleError(f"{repository} is not the id of a repository; write it as org/name.") from None
-        except errors.HfHubHTTPError as error:
-            if _status(error) == _TOO_MANY_REQUESTS and attempt + 1 < _TRIES:
-                time.sleep(_pause(error, attempt))
-                continue
-            raise _refusal(repository, page, error) from None
-        except (errors.HTTPError, OSError, RuntimeError) as error:
+        except (errors.HTTPError, errors.LocalEntryNotFoundError, OSError, RuntimeError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
                 raise  # it is this machine's disk
-            if file is not None:
-                raise W2VError(
-                    f"The transfer of {file} from {repository} was cut; the same command goes on where it stopped."
-                ) from None
-            raise BundleError(
-                f"{repository} is not on this machine, and the hub at {ENDPOINT} cannot be reached; try again, or copy "
-                "the bundle's folder here."
-            ) from None
+            wrapped = isinstance(error, errors.LocalEntryNotFoundError | RuntimeError)
+            fault = error.__cause__ if wrapped and error.__cause__ is not None else error
+            if _status(fault) != _TOO_MANY_REQUESTS or attempt + 1 == _TRIES:
+                raise _told(fault, repository, f"{ENDPOINT}/{repository}", file) from None
+            time.sleep(_pause(fault, attempt))
     raise AssertionError  # the last attempt returns or raises
 
 
-def _refusal(repository: str, page: str, error: Any) -> W2VError:
-    status = _status(error)
+def _told(fault: BaseException, repository: str, page: str, file: str | None) -> W2VError:
+    """What went wrong with the hub, as a sentence."""
+    from huggingface_hub import errors
+
+    status = _status(fault)
+    if isinstance(fault, errors.OfflineModeIsEnabled):
+        return BundleError(f"{repository} is not asked of the hub, since HF_HUB_OFFLINE is set.")
+    if isinstance(fault, errors.GatedRepoError):
+        return BundleError(f"{repository} is gated: accept its conditions at {page} and log in with: hf auth login")
+    if isinstance(fault, errors.RepositoryNotFoundError):
+        return BundleError(f"{repository} is not on the hub, or private; check the name, or log in with: hf auth login")
+    if isinstance(fault, errors.RevisionNotFoundError):
+        return BundleError(f"{repository} has no such revision; its branches and tags are at {page}.")
+    if isinstance(fault, errors.HFValidationError):
+        return BundleError(f"{repository} is not the id of a repository; write it as org/name.")
     if status in (401, 403):
         return BundleError(
             f"The hub refuses {repository} ({status}): accept its conditions at {page} if it has any, and log in as "
-            "someone who may with: hf auth login"
+            "somebody who may, with: hf auth login"
         )
     if status == _MOVED:
         return BundleError(f"{repository} was changed by somebody else at the same time; push again.")
     if status == _TOO_MANY_REQUESTS:
         return W2VError(f"The hub has too many requests to answer for {repository} (429); wait some minutes.")
-    return W2VError(f"The hub fails on {repository} ({status or 'no answer'}); try again later.")
+    if status:
+        return W2VError(f"The hub fails on {repository} ({status}); try again later.")
+    if file is not None:
+        return W2VError(f"The transfer of {file} from {repository} was cut; the same command goes on where it stopped.")
+    return BundleError(
+        f"{repository} is not to be had, since the hub cannot be reached at {page.removesuffix(f'/{repository}')}; try "
+        "again, or copy the bundle's folder to this machine."
+    )
 
 
-def _status(error: Any) -> int:
+def _status(fault: Any) -> int:
     """The status of the hub's answer; 0 without one."""
-    response = getattr(error, "response", None)
+    response = getattr(fault, "response", None)
     return 0 if response is None else int(response.status_code)
 
 
-def _pause(error: Any, attempt: int) -> float:
+def _pause(fault: Any, attempt: int) -> float:
     """Seconds until a hub that has too many requests is asked again: what it says, else 1, 2, 4."""
-    named = error.response.headers.get("Retry-After", "")
+    named = fault.response.headers.get("Retry-After", "")
     return min(float(named) if named.isdecimal() else 2.0**attempt, _LONGEST_PAUSE)
 
 
