@@ -121,8 +121,8 @@ def export_bundle(
 
 def _copy_source_files(checkpoint: Path | None, staging: Path) -> None:
     """Copy what a model's page on the hub shows of the checkpoint; the manifest does not list it."""
-    for name in SOURCE_FILES if checkpoint is not None else ():
-        if (checkpoint / name).is_file():
+    for name in SOURCE_FILES:
+        if checkpoint is not None and (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, staging / name)
 
 

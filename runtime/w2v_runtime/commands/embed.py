@@ -189,7 +189,7 @@ class Shown(NamedTuple):
 
 def _embed(options: RunOptions, engine: EngineOptions, sources: Sources, reads: list[Use], told: Shown) -> Summary:
     """Check first what is cheap to check, then open the model and embed."""
-    from w2v_runtime.bundles import hub
+    from w2v_runtime.bundles import pulling
     from w2v_runtime.commands.progress import shown
     from w2v_runtime.embedder import Embedder
     from w2v_runtime.engines.base import stored_precision
@@ -201,7 +201,7 @@ def _embed(options: RunOptions, engine: EngineOptions, sources: Sources, reads: 
     from w2v_runtime.stores import check_place
 
     tell = _tell_pull if told.notes else None
-    bundle = hub.find(engine.model, stored_precision(engine.precision), engine.offline, tell)
+    bundle = pulling.find(engine.model, stored_precision(engine.precision), engine.offline, tell)
     request = options.request.resolved(bundle.manifest.architecture.layers)
     options = dataclasses.replace(options, request=request)
     if options.output.format != "stdout":

@@ -1,4 +1,4 @@
-"""``w2v-models``: lists and shows bundles, verifies one against PyTorch, pulls one from the hub and pushes one to it."""
+"""``w2v-models``: lists, shows and verifies bundles, pulls one from the hub and pushes one to it."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def list_models(
             )
             for bundle in bundles
         ]
-        header = ("model", "weights", "precisions", "exported", "from", "folder")
-        terminal.show(*Table(f"Exported to {library.home()}", header, found_here).lines(width_of(sys.stdout)))
+        columns = ("model", "weights", "precisions", "exported", "from", "folder")
+        terminal.show(*Table(f"Exported to {library.home()}", columns, found_here).lines(width_of(sys.stdout)))
 
 
 @app.command()
@@ -145,9 +145,9 @@ def pull(
 ) -> None:
     """Download a published bundle, checked by its hashes; what is here already is kept."""
     with terminal.command(NAME):
-        from w2v_runtime.bundles import hub
+        from w2v_runtime.bundles import pulling
 
-        pulled = hub.pull(model, revision, precision.split(",") if precision else (), _tell)
+        pulled = pulling.pull(model, revision, precision.split(",") if precision else (), _tell)
         terminal.show_path(pulled.folder)
 
 
@@ -163,9 +163,9 @@ def push(
 ) -> None:
     """Publish a bundle on the hub, with a model card, in one commit."""
     with terminal.command(NAME):
-        from w2v_runtime.bundles import hub
+        from w2v_runtime.bundles import publishing
 
-        terminal.show(hub.push(library.find(bundle), repository, private, revision, license_, _tell))
+        terminal.show(publishing.push(library.find(bundle), repository, private, revision, license_, _tell))
 
 
 def _tell(line: str) -> None:

@@ -32,7 +32,7 @@ from w2v_models.manifest import (
 from w2v_runtime.audio.reading import Audio, AudioStream, concatenate, from_array, open_audio
 from w2v_runtime.audio.recordings import Recording, can_be_read_again
 from w2v_runtime.audio.source import Source
-from w2v_runtime.bundles import hub
+from w2v_runtime.bundles import pulling
 from w2v_runtime.embedding.batching import BATCH_SECONDS, pad
 from w2v_runtime.embedding.long import Advance, Long, LongRun, embed_long, survey
 from w2v_runtime.embedding.opening import Opening, shared_engine
@@ -69,7 +69,7 @@ class Model:
         prepack: bool = True,
         scratch: str | None = None,
     ) -> None:
-        bundle = model if isinstance(model, Bundle) else hub.find(model, stored_precision(precision))
+        bundle = model if isinstance(model, Bundle) else pulling.find(model, stored_precision(precision))
         self.bundle = dataclasses.replace(bundle, folder=bundle.folder.absolute())  # the process may change its folder
         self.manifest = self.bundle.manifest
         self.precision = precision
