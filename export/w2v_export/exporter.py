@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ from w2v_export.references import exact_outputs, reference_outputs, stored
 from w2v_export.refusals import refuse_early
 from w2v_export.writer import OPSET, export_graphs
 from w2v_models import schema
-from w2v_models.bundle import Bundle, record
+from w2v_models.bundle import SOURCE_FILES, Bundle, record
 from w2v_models.errors import CheckpointError, EngineError, ParityError
 from w2v_models.manifest import FORMAT_VERSION, Manifest, PrecisionRecord
 from w2v_models.tolerances import CLEAR_SHARE, ParityRow
@@ -114,11 +115,19 @@ def export_bundle(
         )
         with placing.writing(folder):
             bundle = write_bundle(checkpoint, references, staging, precision, report)
+            _copy_source_files(described.folder, staging)
         del checkpoint  # the proof loads the weights again, and they may take gigabytes
         bundle = prove(bundle, references, load, report)
         with placing.writing(folder):
             bundle.save()
     return Bundle.open(folder)
+
+
+def _copy_source_files(checkpoint: Path | None, staging: Path) -> None:
+    """Copy what a model's page on the hub shows of the checkpoint; the manifest does not list it."""
+    for name in SOURCE_FILES:
+        if checkpoint is not None and (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, staging / name)
 
 
 def _check_description(checkpoint: Checkpoint) -> None:

@@ -14,8 +14,11 @@ from typing import Final
 from w2v_models import verified
 from w2v_models.errors import BundleError
 from w2v_models.manifest import FileRecord, Manifest, PrecisionRecord
+from w2v_models.origin import Origin
 
 MANIFEST: Final = "manifest.json"
+#: What an export copies from the checkpoint for a model's page on the hub. Nothing here reads them.
+SOURCE_FILES: Final = ("config.json", "preprocessor_config.json")
 #: A manifest is a few KiB; anything far larger is not one.
 MAX_MANIFEST_BYTES: Final = 4 * 2**20
 
@@ -72,16 +75,37 @@ class Bundle:
             raise BundleError(f"the bundle would be one that cannot be opened: {error}.") from None
         (self.folder / MANIFEST).write_text(text, encoding="utf-8")
 
+    @property
+    def held(self) -> dict[str, PrecisionRecord]:
+        """The precisions that are here: of a pulled bundle, those that were asked for; of any other, all.
+
+        A pull leaves the manifest as it is, so that results name the same bundle whatever was pulled of it. A precision
+        of which no file exists was not pulled.
+        """
+        return {
+            name: entry
+            for name, entry in self.manifest.precisions.items()
+            if any(os.path.lexists(self.folder / record.path) for record in entry.files)
+        }
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Every file that the manifest lists of the precisions that are here, each once."""
+        return self.manifest.files_of(self.held)
+
     def precision(self, name: str) -> PrecisionRecord:
         """The record of one precision.
 
         Raises:
             BundleError: the bundle does not hold it.
         """
-        if name not in self.manifest.precisions:
-            held = ", ".join(self.manifest.precisions)
-            raise BundleError(f"{self.folder} holds no {name} graph; choose a precision that it holds: {held}.")
-        return self.manifest.precisions[name]
+        held = self.held
+        if name in held:
+            return held[name]
+        choice = f"choose a precision that it holds: {', '.join(held) or 'none'}"
+        origin = Origin.read(self.folder) if name in self.manifest.precisions else None
+        pull = f", or w2v-models pull {origin.repository} --precision {name}" if origin else ""
+        raise BundleError(f"{self.folder} holds no {name} graph; {choice}{pull}.")
 
     def check(self, entry: FileRecord, remembered: bool = True) -> Path:
         """Check a file's kind, size and SHA-256 against the manifest, and return its path.
@@ -99,7 +123,10 @@ class Bundle:
             status = path.lstat()
             real = self.folder.resolve(strict=True) / entry.path
             if not stat.S_ISREG(status.st_mode) or path.resolve(strict=True) != real:
-                raise BundleError(f"{path} is not a regular file inside the bundle, as its manifest says it is.")
+                raise BundleError(
+                    f"{path} is not a regular file inside the bundle, as its manifest says it is."
+                    f"{_copying(self.folder, path, entry)}"
+                )
             if status.st_nlink > 1:
                 raise BundleError(_linked(path, status.st_nlink))
             if status.st_size != entry.size:
@@ -147,6 +174,18 @@ def _has_content(path: Path, status: os.stat_result, expected: str, remembered: 
     else:
         verified.forget(path)
     return right
+
+
+def _copying(folder: Path, path: Path, entry: FileRecord) -> str:
+    """The command that makes files of a bundle's links; empty if this is no link to a file of the recorded size.
+
+    What a link leads to is not read: it is outside, and known by its hash only once it is copied.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+        return ""
+    copy = shlex.quote(str(folder.absolute().with_name(f"{folder.name}-copy")))
+    return f" It is reached by a link; copy the bundle and use the copy: cp -RL {shlex.quote(str(folder))} {copy}"
 
 
 def _linked(path: Path, names: int) -> str:

@@ -12,7 +12,7 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -323,7 +323,11 @@ class Manifest:
     @property
     def files(self) -> tuple[FileRecord, ...]:
         """Every file that the manifest lists, each once."""
-        records = [record for entry in self.precisions.values() for record in entry.files]
+        return self.files_of(self.precisions)
+
+    def files_of(self, precisions: Iterable[str]) -> tuple[FileRecord, ...]:
+        """The files of some of the precisions, and the references, each once."""
+        records = [record for name in precisions for record in self.precisions[name].files]
         return tuple({record.path: record for record in (*records, self.reference)}.values())
 
     @property

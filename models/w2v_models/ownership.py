@@ -6,13 +6,14 @@ import os
 import stat
 from pathlib import Path, PurePosixPath
 
-from w2v_models.bundle import MANIFEST, Bundle, read_manifest
+from w2v_models.bundle import MANIFEST, SOURCE_FILES, Bundle, read_manifest
 from w2v_models.errors import BundleError
 from w2v_models.manifest import older_files
+from w2v_models.origin import ORIGIN
 
 
 def own_files(folder: Path) -> frozenset[str]:
-    """Paths of a bundle's files below its folder, with ``/``: the manifest, and all that it lists.
+    """Paths of a bundle's files below its folder, with ``/``: the manifest, what is beside it, and all that it lists.
 
     Of a manifest of an older format version only the records of files are read.
 
@@ -25,7 +26,7 @@ def own_files(folder: Path) -> frozenset[str]:
         records = older_files(read_manifest(folder))
         if not records:
             raise
-    return frozenset((MANIFEST, *(record.path for record in records)))
+    return frozenset((MANIFEST, ORIGIN, *SOURCE_FILES, *(record.path for record in records)))
 
 
 def stranger(folder: Path, own: frozenset[str]) -> str | None:

@@ -20,7 +20,8 @@ class Embedder(Model):
     the bundle again at its first use, and equal copies in one process share one engine.
 
     Args:
-        model: a bundle folder, the id of an exported model, or None for the only exported one.
+        model: a bundle folder, the id of an exported model, or None for the only exported one. The id of a published
+            bundle that is not here is pulled from the hub, with the extra ``hub`` and unless ``HF_HUB_OFFLINE=1``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, several as ``cuda:0,cuda:1``, or ``openvino``.
         precision: one that the bundle holds and the device computes: ``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``.
         threads: threads inside the engine; None follows the processors that this process may use.
@@ -38,6 +39,7 @@ class Embedder(Model):
         RefusedError: the request names a layer that the model does not have.
         BundleError: the bundle is missing, damaged or lacks the precision.
         EngineError: the engine or device is not available.
+        W2VError: the transfer from the hub was cut.
 
     Examples:
         >>> from w2v_runtime import Embedder

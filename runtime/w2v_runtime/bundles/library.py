@@ -14,6 +14,10 @@ from w2v_models.errors import BundleError
 from w2v_runtime.bundles.placing import recover, recover_all
 
 
+class NotHereError(BundleError):
+    """An id of which no bundle is on this machine; the hub may have one."""
+
+
 def home() -> Path:
     """The folder of exported bundles: ``$W2V_HOME``, else the user's cache folder. It may be missing.
 
@@ -84,6 +88,7 @@ def find(model: str | os.PathLike[str] | None = None) -> Bundle:
     Without ``model``: ``$W2V_MODEL``, else the only exported bundle.
 
     Raises:
+        NotHereError: no bundle of this id is here.
         BundleError: there is no such bundle, there are several, or it is not valid; the message holds the fix.
     """
     name = os.fspath(model) if model is not None else os.environ.get("W2V_MODEL")
@@ -97,7 +102,7 @@ def find(model: str | os.PathLike[str] | None = None) -> Bundle:
         return Bundle.open(Path(name))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BundleError(f"{name} is not a folder; give a bundle folder or the id of an exported model.")
-    raise BundleError(f"{name} has not been exported yet. Export it with: w2v-export --model {name}")
+    raise NotHereError(f"{name} has not been exported yet. Export it with: w2v-export --model {name}")
 
 
 def _places(name: str) -> Iterator[Path]:

@@ -215,7 +215,7 @@ def _check_and_sync(staging: Path) -> None:
         BundleError: it does not.
     """
     bundle = Bundle.open(staging)
-    for record in bundle.manifest.files:
+    for record in bundle.files:
         bundle.check(record, remembered=False)
     if unlisted := stranger(staging, own_files(staging) | {_UNFINISHED}):
         raise BundleError(f"{staging / unlisted} was written, but its manifest does not list it.")

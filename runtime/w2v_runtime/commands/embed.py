@@ -43,7 +43,9 @@ def embed(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("-m", "--model", help="Bundle folder or exported id. [default: $W2V_MODEL, or the only one]"),
+        typer.Option(
+            "-m", "--model", help="Bundle folder, or exported or published id. [default: $W2V_MODEL, or the only one]"
+        ),
     ] = None,
     output: Annotated[
         str,
@@ -95,6 +97,7 @@ def embed(
     layer_weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="One vector from a weighted sum of all layers.")
     ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no hub for a bundle that is not here.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only errors.")] = False,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress, but the summary.")] = False,
     _version: Annotated[bool, terminal.version_option(NAME)] = False,
@@ -133,7 +136,7 @@ def embed(
             Windowing(window, context, whole),
             Shard.of(shard),
         )
-        engine = EngineOptions(model, device, precision, threads)
+        engine = EngineOptions(model, device, precision, threads, offline)
         sources = Sources(inputs or [], files_from, null)
         reads = [Use(path, "an input") for path in inputs or [] if os.path.isfile(path)]
         reads += [
@@ -155,6 +158,10 @@ def _tell(failure: Failure) -> None:
     terminal.say(NAME, f"{failure.path}: {failure.reason}")
 
 
+def _tell_pull(line: str) -> None:
+    terminal.say(NAME, line)
+
+
 def _channel(text: str) -> int | None:
     if text == "mean":
         return None
@@ -170,6 +177,7 @@ class EngineOptions(NamedTuple):
     device: str
     precision: str
     threads: int | None
+    offline: bool
 
 
 class Shown(NamedTuple):
@@ -181,7 +189,7 @@ class Shown(NamedTuple):
 
 def _embed(options: RunOptions, engine: EngineOptions, sources: Sources, reads: list[Use], told: Shown) -> Summary:
     """Check first what is cheap to check, then open the model and embed."""
-    from w2v_runtime.bundles import library
+    from w2v_runtime.bundles import pulling
     from w2v_runtime.commands.progress import shown
     from w2v_runtime.embedder import Embedder
     from w2v_runtime.engines.base import stored_precision
@@ -192,8 +200,8 @@ def _embed(options: RunOptions, engine: EngineOptions, sources: Sources, reads: 
     from w2v_runtime.runs.run import run, stream
     from w2v_runtime.stores import check_place
 
-    bundle = library.find(engine.model)
-    bundle.precision(stored_precision(engine.precision))
+    tell = _tell_pull if told.notes else None
+    bundle = pulling.find(engine.model, stored_precision(engine.precision), engine.offline, tell)
     request = options.request.resolved(bundle.manifest.architecture.layers)
     options = dataclasses.replace(options, request=request)
     if options.output.format != "stdout":

@@ -193,12 +193,13 @@ def bundles() -> Iterator[Check]:
         return
     for folder in folders:
         try:
-            manifest = Bundle.open(folder).manifest
+            bundle = Bundle.open(folder)
         except BundleError as error:
             yield Check("bundle", "problem", str(error), _export_again(folder))
         else:
-            weights = ", random weights" if manifest.source.random else ""
-            yield Check("bundle", "ok", f"{manifest.source.model}: {', '.join(manifest.precisions)}{weights}")
+            source = bundle.manifest.source
+            weights = ", random weights" if source.random else ""
+            yield Check("bundle", "ok", f"{source.model}: {', '.join(bundle.held)}{weights}")
     if not folders:
         yield Check("bundle", "note", "none is exported yet", "w2v-export --model facebook/wav2vec2-base-960h")
     if os.environ.get("W2V_MODEL"):

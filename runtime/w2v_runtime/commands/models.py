@@ -1,7 +1,8 @@
-"""``w2v-models``: lists the catalogue and the exported bundles, shows a bundle, and verifies it against PyTorch."""
+"""``w2v-models``: lists, shows and verifies bundles, pulls one from the hub and pushes one to it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -11,6 +12,7 @@ import typer
 
 from w2v_models.catalogue import CATALOGUE
 from w2v_models.errors import BundleError
+from w2v_models.origin import Origin
 from w2v_models.tolerances import ROUNDING_FACTOR, TOLERANCES, ParityRow, Tolerance, worst
 from w2v_runtime.bundles import library
 from w2v_runtime.commands import terminal
@@ -23,7 +25,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.callback()
 def models(_version: Annotated[bool, terminal.version_option(NAME)] = False) -> None:
-    """List, show and verify exported models."""
+    """List, show and verify bundles; pull and push them."""
 
 
 @app.command("list")
@@ -35,7 +37,15 @@ def list_models(
         bundles = library.exported()
         if as_json:
             catalogue = [{"id": v.id, "licence": v.licence, "description": v.description} for v in CATALOGUE]
-            found = [{"folder": str(b.folder), "model": b.manifest.source.model} for b in bundles]
+            found = [
+                {
+                    "folder": str(bundle.folder),
+                    "model": bundle.manifest.source.model,
+                    "precisions": list(bundle.held),
+                    "origin": dataclasses.asdict(origin) if (origin := Origin.read(bundle.folder)) else None,
+                }
+                for bundle in bundles
+            ]
             print(json.dumps({"catalogue": catalogue, "exported": found, "home": str(library.home())}, indent=2))
             return
         known = [
@@ -58,14 +68,15 @@ def list_models(
             (
                 bundle.manifest.source.model,
                 f"random (seed {bundle.manifest.source.seed})" if bundle.manifest.source.random else "checkpoint",
-                ",".join(bundle.manifest.precisions),
+                ",".join(bundle.held),
                 bundle.manifest.created[:10],
+                origin.repository if (origin := Origin.read(bundle.folder)) else "here",
                 bundle.folder.name,
             )
             for bundle in bundles
         ]
-        header = ("model", "weights", "precisions", "exported", "folder")
-        terminal.show(*Table(f"Exported to {library.home()}", header, found_here).lines(width_of(sys.stdout)))
+        columns = ("model", "weights", "precisions", "exported", "from", "folder")
+        terminal.show(*Table(f"Exported to {library.home()}", columns, found_here).lines(width_of(sys.stdout)))
 
 
 @app.command()
@@ -79,6 +90,7 @@ def show(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle fo
         described = {
             "model": source.model,
             "revision": source.revision or "none",
+            "pulled from": str(Origin.read(opened.folder) or "nowhere, exported"),
             "weights": f"random (seed {source.seed})" if source.random else "checkpoint",
             "licence": source.licence or "unknown",
             **({"language": source.language} if source.language else {}),
@@ -87,7 +99,8 @@ def show(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle fo
             "sample rate": f"{architecture.sample_rate} Hz",
             "frames": f"one every {conv.stride} samples, each from {conv.receptive_field}",
             "precisions": ", ".join(
-                f"{name} ({sum(record.size for record in entry.files) / 1e6:.0f} MB)"
+                f"{name} ({sum(record.size for record in entry.files) / 1e6:.0f} MB"
+                f"{'' if name in opened.held else ', not pulled'})"
                 for name, entry in manifest.precisions.items()
             ),
             "bundle hash": manifest.sha256,
@@ -108,18 +121,55 @@ def verify(bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle 
 
         opened = library.find(bundle)
         terminal.note_random_weights(NAME, opened.manifest.source)
-        for record in opened.manifest.files:
+        for record in opened.files:
             opened.check(record, remembered=False)
-        terminal.show(f"{len(opened.manifest.files)} files match their SHA-256.")
+        terminal.show(f"{len(opened.files)} files match their SHA-256.")
         references = load_references(opened.check(opened.manifest.reference))
         passed = True
-        for precision in opened.manifest.precisions:
+        for precision in opened.held:
             rows = compare(Embedder(opened, device="cpu", precision=precision), references)
             passed = passed and all(row.within(precision) for row in rows)
             terminal.show(*parity_table(rows, precision).lines(width_of(sys.stdout)))
         if not passed:
             raise VerificationError(f"{opened.folder} differs from its reference vectors; export the model again.")
         terminal.show(f"{opened.folder} equals its reference.")
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(metavar="ID", help="A bundle's repository on the hub, such as org/name.")],
+    revision: Annotated[str | None, typer.Option(metavar="REV", help="A branch, tag or commit.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="P,…", help="Precisions, with commas. [default: fp32, or what there is]")
+    ] = None,
+) -> None:
+    """Download a published bundle, checked by its hashes; what is here already is kept."""
+    with terminal.command(NAME):
+        from w2v_runtime.bundles import pulling
+
+        pulled = pulling.pull(model, revision, precision.split(",") if precision else (), _tell)
+        terminal.show_path(pulled.folder)
+
+
+@app.command()
+def push(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder or exported id.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="Its repository on the hub; created if missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="The branch to push to.")] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="The checkpoint's licence, where it is unknown.")
+    ] = None,
+) -> None:
+    """Publish a bundle on the hub, with a model card, in one commit."""
+    with terminal.command(NAME):
+        from w2v_runtime.bundles import publishing
+
+        terminal.show(publishing.push(library.find(bundle), repository, private, revision, license_, _tell))
+
+
+def _tell(line: str) -> None:
+    terminal.say(NAME, line)
 
 
 class VerificationError(BundleError):

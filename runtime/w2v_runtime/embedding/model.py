@@ -32,13 +32,13 @@ from w2v_models.manifest import (
 from w2v_runtime.audio.reading import Audio, AudioStream, concatenate, from_array, open_audio
 from w2v_runtime.audio.recordings import Recording, can_be_read_again
 from w2v_runtime.audio.source import Source
-from w2v_runtime.bundles import library
+from w2v_runtime.bundles import pulling
 from w2v_runtime.embedding.batching import BATCH_SECONDS, pad
 from w2v_runtime.embedding.long import Advance, Long, LongRun, embed_long, survey
 from w2v_runtime.embedding.opening import Opening, shared_engine
 from w2v_runtime.embedding.results import Embedding, FrameTimes, Request, assembled
 from w2v_runtime.embedding.windows import DEFAULT_WINDOWING, Windowing
-from w2v_runtime.engines.base import Engine
+from w2v_runtime.engines.base import Engine, stored_precision
 from w2v_runtime.engines.choice import open_engine
 from w2v_runtime.threads.stop import Stop
 
@@ -69,7 +69,7 @@ class Model:
         prepack: bool = True,
         scratch: str | None = None,
     ) -> None:
-        bundle = model if isinstance(model, Bundle) else library.find(model)
+        bundle = model if isinstance(model, Bundle) else pulling.find(model, stored_precision(precision))
         self.bundle = dataclasses.replace(bundle, folder=bundle.folder.absolute())  # the process may change its folder
         self.manifest = self.bundle.manifest
         self.precision = precision

@@ -32,6 +32,10 @@ _ALIVE: Final = "alive"
 _NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
 
 
+class BusyError(OutputError):
+    """Another run holds the lock."""
+
+
 class Held:
     """A held lock; a thread renews its modification time."""
 
@@ -78,7 +82,8 @@ def locked(output: Path) -> Iterator[Held]:
     """Hold the lock of the file or folder that ``output`` leads to while the block runs.
 
     Raises:
-        OutputError: another run holds it, or the folder cannot be written.
+        BusyError: another run holds it.
+        OutputError: the folder cannot be written.
     """
     path = hidden(output, LOCK_SUFFIX)
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "namespace": _namespace()}
@@ -105,12 +110,12 @@ def _acquire(path: Path, output: Path, me: dict[str, Any]) -> None:
             if not os.path.lexists(path):
                 continue  # it was released meanwhile
             if not _is_stale(path, holder):
-                raise OutputError(
+                raise BusyError(
                     f"{output} is being written by process {holder.get('pid')} on {holder.get('host')}. "
                     f"Wait for it, or choose another --output (if that run is gone, remove {path})."
                 ) from None
             _remove(path, holder)
-    raise OutputError(f"{path} is being taken by another run; try again.")
+    raise BusyError(f"{path} is being taken by another run; try again.")
 
 
 def _unique_name(path: Path) -> Path:
