@@ -1,4 +1,4 @@
-"""A hub on this machine: repositories with commits and branches, downloads with ranges, uploads, and faults on demand."""
+"""A hub on this machine: repositories with commits and branches, ranges, uploads, and faults on demand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +34,10 @@ class Faults:
     gated: set[str] = field(default_factory=set)
     #: Files that are lost between their upload and the commit.
     lost: set[str] = field(default_factory=set)
+    #: Files that are not sent on after so many bytes, though the connection stays open.
+    stalled: dict[str, int] = field(default_factory=dict)
+    #: What happens once, when a file is first asked for.
+    meanwhile: Callable[[], object] | None = None
     #: Seconds that a file takes.
     slow: float = 0.0
 
@@ -176,7 +180,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if faults.meanwhile is not None:
+            action, faults.meanwhile = faults.meanwhile, None
+            action()
         time.sleep(faults.slow)
+        if (stall := faults.stalled.pop(path, None)) is not None:
+            self.wfile.write(data[first:stall])
+            self.wfile.flush()
+            self.connection.recv(1)  # until the other side is gone
+            self.close_connection = True
+            return
         stop, left = faults.cut.get(path, (len(data), 0))
         if left:
             faults.cut[path] = (stop, left - 1)

@@ -17,8 +17,6 @@ from w2v_models.manifest import FileRecord, Manifest, PrecisionRecord
 from w2v_models.origin import Origin
 
 MANIFEST: Final = "manifest.json"
-#: What an export copies from the checkpoint for a model's page on the hub. Nothing here reads them.
-SOURCE_FILES: Final = ("config.json", "preprocessor_config.json")
 #: A manifest is a few KiB; anything far larger is not one.
 MAX_MANIFEST_BYTES: Final = 4 * 2**20
 

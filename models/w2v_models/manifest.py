@@ -20,7 +20,7 @@ from w2v_models import schema
 from w2v_models.tolerances import TOLERANCES, ParityRow
 
 #: To be raised whenever the fields or the graph's contract change; a runtime reads exactly its own version.
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 
 #: Fields that manifests have had since the first version.
 _IN_ALL_VERSIONS: Final = frozenset(("source", "architecture", "precisions", "reference"))
@@ -289,7 +289,11 @@ class PrecisionRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``manifest.json``: everything about a bundle except the graphs themselves."""
+    """``manifest.json``: everything about a bundle except the graphs themselves.
+
+    ``sources`` are the checkpoint's own descriptions, such as its ``config.json``, for whoever looks at the bundle on
+    the hub; nothing here reads them.
+    """
 
     format_version: int
     source: Source
@@ -298,6 +302,7 @@ class Manifest:
     opset: int
     precisions: dict[str, PrecisionRecord]
     reference: FileRecord
+    sources: tuple[FileRecord, ...]
     created: str
     packages: dict[str, str]
 
@@ -326,9 +331,9 @@ class Manifest:
         return self.files_of(self.precisions)
 
     def files_of(self, precisions: Iterable[str]) -> tuple[FileRecord, ...]:
-        """The files of some of the precisions, and the references, each once."""
+        """The files of some of the precisions, the references, and the checkpoint's descriptions, each once."""
         records = [record for name in precisions for record in self.precisions[name].files]
-        return tuple({record.path: record for record in (*records, self.reference)}.values())
+        return tuple({record.path: record for record in (*records, self.reference, *self.sources)}.values())
 
     @property
     def sha256(self) -> str:

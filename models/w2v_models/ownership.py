@@ -6,14 +6,14 @@ import os
 import stat
 from pathlib import Path, PurePosixPath
 
-from w2v_models.bundle import MANIFEST, SOURCE_FILES, Bundle, read_manifest
+from w2v_models.bundle import MANIFEST, Bundle, read_manifest
 from w2v_models.errors import BundleError
 from w2v_models.manifest import older_files
-from w2v_models.origin import ORIGIN
+from w2v_models.origin import ORIGIN, Origin
 
 
 def own_files(folder: Path) -> frozenset[str]:
-    """Paths of a bundle's files below its folder, with ``/``: the manifest, what is beside it, and all that it lists.
+    """Paths of a bundle's files below its folder, with ``/``: the manifest, all that it lists, and a pull's origin.
 
     Of a manifest of an older format version only the records of files are read.
 
@@ -26,7 +26,8 @@ def own_files(folder: Path) -> frozenset[str]:
         records = older_files(read_manifest(folder))
         if not records:
             raise
-    return frozenset((MANIFEST, ORIGIN, *SOURCE_FILES, *(record.path for record in records)))
+    origin = (ORIGIN,) if Origin.read(folder) else ()
+    return frozenset((MANIFEST, *origin, *(record.path for record in records)))
 
 
 def stranger(folder: Path, own: frozenset[str]) -> str | None:

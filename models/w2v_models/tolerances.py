@@ -56,9 +56,6 @@ TOLERANCES: Final[dict[str, dict[str, Tolerance]]] = {
 #: How many times as far from PyTorch's float64 answer as PyTorch in float32 itself a bundle may be, in fp32. Where
 #: channels hold hundreds between two blocks, as in trained models, float32 has no digits left for the bounds above.
 ROUNDING_FACTOR: Final = 2.0
-#: The share of their tolerance that all differences must be within for PyTorch not to be asked in float64: on another
-#: processor, rounding may use up the rest.
-CLEAR_SHARE: Final = 0.5
 #: The shortest waveform, in seconds, that is compared in a reduced precision; silence is not compared either. Where an
 #: embedding is one frame, a few, or many that are alike, rounding errors do not average out and show in full.
 SHORTEST_SECONDS: Final = {"bf16": 1.0, "fp16": 1.0, "int8": 1.0}
@@ -81,15 +78,12 @@ class ParityRow:
     min_cosine: float
     rounding: float = 0.0
 
-    def within(self, precision: str, share: float = 1.0) -> bool:
-        """Whether this row is within the tolerance of ``precision``; a difference that is not finite never is.
-
-        With ``share``, within that share of the largest differences that pass.
-        """
+    def within(self, precision: str) -> bool:
+        """Whether this row is within the tolerance of ``precision``; a difference that is not finite never is."""
         tolerance = TOLERANCES[precision][self.output]
         finite = math.isfinite(self.max_abs) and math.isfinite(self.max_rel)
         max_abs = max(tolerance.max_abs, ROUNDING_FACTOR * self.rounding)
-        within = self.max_abs <= share * max_abs or self.max_rel <= share * tolerance.max_rel
+        within = self.max_abs <= max_abs or self.max_rel <= tolerance.max_rel
         return finite and within and self.min_cosine >= tolerance.min_cosine
 
 

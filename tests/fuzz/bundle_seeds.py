@@ -95,6 +95,7 @@ def _manifest() -> Manifest:
         24,
         {"fp32": PrecisionRecord(*graphs, None, None, (data,), (), (), rows)},
         reference,
+        (FileRecord("config.json", "b" * 64, 100),),
         "2026-01-01T00:00:00+00:00",
         {"torch": "2.13"},
     )

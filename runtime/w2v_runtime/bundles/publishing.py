@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import stat
 from pathlib import Path
 from typing import Any, Final
 
-from w2v_models.bundle import MANIFEST, MAX_MANIFEST_BYTES, SOURCE_FILES, Bundle, sha256
+from w2v_models.bundle import MANIFEST, Bundle, sha256
 from w2v_models.errors import BundleError, RefusedError, W2VError
 from w2v_models.manifest import Manifest
 from w2v_models.origin import Origin
@@ -63,7 +62,6 @@ def push(
     terms = _licence(manifest, licence)
     files: dict[str, Path | bytes] = {record.path: bundle.check(record, remembered=False) for record in manifest.files}
     files |= {MANIFEST: manifest.to_json().encode(), CARD: card(manifest, repository, terms).encode()}
-    files |= {name: content for name in SOURCE_FILES if (content := _own_text(bundle.folder / name)) is not None}
     if tell is not None:
         tell(f"the licence of {manifest.source.model} is {terms}; the copy is published under the same")
     head = _prepare(repository, private, revision)
@@ -103,16 +101,6 @@ def _licence(manifest: Manifest, named: str | None) -> str:
             "yourself, or ask its owner."
         )
     return terms
-
-
-def _own_text(path: Path) -> bytes | None:
-    """A source's config beside the manifest; None if there is none, or it is a link to something else."""
-    try:
-        status = path.lstat()
-        own = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_size <= MAX_MANIFEST_BYTES
-        return path.read_bytes() if own else None
-    except FileNotFoundError:
-        return None
 
 
 def _prepare(repository: str, private: bool, revision: str | None) -> Any:

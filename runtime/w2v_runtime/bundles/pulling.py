@@ -1,7 +1,7 @@
 """Pull a published bundle from the hub to the default place, and find one that may have to be pulled.
 
-What is downloaded stays in ``.NAME.w2v-partial`` beside the bundle's folder NAME until all of it is there, so that a cut
-transfer goes on where it stopped; from there it is placed like an export.
+What is downloaded stays in ``.NAME.w2v-partial`` beside the bundle's folder NAME until all of it is there, so that a
+cut transfer goes on where it stopped; from there it is placed like an export.
 """
 
 from __future__ import annotations
