@@ -1,4 +1,4 @@
-# Verbs for people: demo, test, lint, fuzz; test-full, bench, bench-gpu and bench-full take long. What they need is installed into .venv here.
+# Verbs for people: demo, test, lint, fuzz; test-transformers5, test-pythons, test-full and the benches take longer. What they need is installed into .venv here.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,8 +7,12 @@ DEMO := .demo
 # Seconds of fuzzing for each target; what it finds is kept in the folder.
 FUZZ_SECONDS ?= 60
 FUZZ := build/fuzz
+# What needs no PyTorch, and what depends on the release of transformers.
+RUNTIME_TESTS := tests/test_embed_cli.py tests/test_published.py
+TRANSFORMERS_TESTS := tests/test_relatives.py tests/test_heads.py tests/test_adapter.py tests/test_checkpoint_kinds.py \
+	tests/test_rounding.py tests/test_hub.py tests/test_published.py
 
-.PHONY: demo test test-full bench bench-gpu bench-full fuzz lint clean
+.PHONY: demo test test-transformers5 test-pythons test-full bench bench-gpu bench-full fuzz lint clean
 
 # Export the base model (with random weights where the hub cannot be reached) and embed the sample recordings.
 demo: $(VENV)/.installed
@@ -19,7 +23,23 @@ test: $(VENV)/.installed $(VENV)-runtime/.installed
 	$(BIN)/python -m pytest
 	$(BIN)/python tests/make_bundles.py $(VENV)-runtime/bundles
 	! $(VENV)-runtime/bin/python -c 'import torch' 2>/dev/null
-	W2V_TEST_BUNDLES=$(CURDIR)/$(VENV)-runtime/bundles $(VENV)-runtime/bin/python -m pytest tests/test_embed_cli.py
+	W2V_TEST_BUNDLES=$(CURDIR)/$(VENV)-runtime/bundles $(VENV)-runtime/bin/python -m pytest $(RUNTIME_TESTS)
+
+# The export of every family and head, and the hub, with transformers 5 and the hub's client that belongs to it.
+test-transformers5: $(VENV)-transformers5/.installed
+	$(VENV)-transformers5/bin/python -m pytest $(TRANSFORMERS_TESTS)
+
+# The runtime's tests on every Python of this machine that is supported.
+test-pythons: $(VENV)/.installed
+	$(BIN)/python tests/make_bundles.py $(VENV)-pythons/bundles
+	for python in $$(sh tests/pythons); do \
+		place=$(VENV)-pythons/$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
+		$$python -m venv $$place && \
+		$$place/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+			--editable '.[cpu,hub]' pytest && \
+		$$place/bin/python --version && \
+		W2V_TEST_BUNDLES=$(CURDIR)/$(VENV)-pythons/bundles $$place/bin/python -m pytest $(RUNTIME_TESTS) || exit 1; \
+	done
 
 # Every architecture at its true size, about an hour and 10 GB of memory.
 test-full: $(VENV)/.installed
@@ -58,7 +78,7 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("w2v-onnx needs Python 3.11 or newer; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,export,parquet,hdf5,text,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,export,hub,parquet,hdf5,text,dev]'
 	@touch $@
 
 # What the benchmarks compare with.
@@ -69,8 +89,14 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 # What a user of the runtime has: no PyTorch, no transformers, no onnx.
 $(VENV)-runtime/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-runtime
-	$(VENV)-runtime/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu]' pytest
+	$(VENV)-runtime/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,hub]' pytest
+	@touch $@
+
+$(VENV)-transformers5/.installed: pyproject.toml constraints-transformers5.txt
+	$(PYTHON) -m venv $(VENV)-transformers5
+	$(VENV)-transformers5/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints-transformers5.txt --editable '.[cpu,export,hub]' hypothesis pytest
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-runtime $(DEMO) $(FUZZ)
+	rm -rf $(VENV) $(VENV)-runtime $(VENV)-transformers5 $(VENV)-pythons $(DEMO) $(FUZZ)

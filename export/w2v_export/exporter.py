@@ -18,6 +18,7 @@ from w2v_export.checkpoint import Checkpoint, draw, read_checkpoint
 from w2v_export.description import describe, describe_architecture
 from w2v_export.graph.inference import InferenceGraph
 from w2v_export.hub import CONFIG, PREPROCESSOR, PROCESSOR
+from w2v_export.memory import release
 from w2v_export.precision import fp16
 from w2v_export.precision.int8 import UNCHANGED, Plan, quantise
 from w2v_export.recordings import read_recordings
@@ -36,6 +37,8 @@ from w2v_runtime.engines.base import CPU, OPENVINO
 from w2v_runtime.engines.installed import check_installation, installed_version, is_here
 
 REFERENCE: Final = "reference.npz"
+#: The largest weights that are proven with OpenVINO too.
+_OPENVINO_BYTES: Final = 2 << 30
 #: The files of a checkpoint that are copied into the bundle, for its page on the hub.
 _DESCRIPTIONS: Final = (CONFIG, PREPROCESSOR, PROCESSOR)
 _PACKAGES: Final = ("w2v-onnx", "torch", "transformers", "optimum", "onnx", "onnxruntime", "numpy")
@@ -119,6 +122,7 @@ def export_bundle(
         with placing.writing(folder):
             bundle = write_bundle(checkpoint, references, staging, precision, report, described.folder)
         del checkpoint  # the proof loads the weights again, and they may take gigabytes
+        release()
         bundle = prove(bundle, references, load, report)
         with placing.writing(folder):
             bundle.save()
@@ -241,7 +245,9 @@ def prove(bundle: Bundle, references: Sequence[Reference], load: Callable[[], Ch
 def _rows(
     bundle: Bundle, precision: str, references: Sequence[Reference], done: Callable[[int, int], None]
 ) -> tuple[ParityRow, ...]:
-    rows = compare(Embedder(bundle, device=CPU, precision=precision), references, done)
+    # Weights that are rearranged for the processor would be a copy of the mapped file.
+    rows = compare(Embedder(bundle, device=CPU, precision=precision, prepack=False), references, done)
+    release()
     return rows + _openvino_rows(bundle, references) if precision == "fp32" else rows
 
 
@@ -253,8 +259,12 @@ def _with_references(bundle: Bundle, references: Sequence[Reference]) -> Bundle:
 
 
 def _openvino_rows(bundle: Bundle, references: Sequence[Reference]) -> tuple[ParityRow, ...]:
-    """The rows of OpenVINO; none where it is not installed, does not load, or lacks what the model needs."""
-    if not is_here(OPENVINO):
+    """The rows of OpenVINO; none where it is not installed, does not load, or lacks what the model needs.
+
+    It holds a copy of the weights, and more while it compiles, so models of gigabytes are not run.
+    """
+    weights = sum(record.size for record in bundle.manifest.precisions["fp32"].data)
+    if not is_here(OPENVINO) or weights > _OPENVINO_BYTES:
         return ()
     try:
         embedder = Embedder(bundle, device=OPENVINO)

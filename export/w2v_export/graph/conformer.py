@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from w2v_export.graph.encoder import Encoder, FeedForward, Frames, SelfAttention
 from w2v_export.graph.tensors import Dense, attention, attention_by_distance, cast, distances, shared_transpose
+from w2v_export.memory import releasing
 
 
 class BareEntry(nn.Module):
@@ -284,7 +285,7 @@ def positions(model: Any) -> nn.Module | None:
 def conformer(model: Any) -> Encoder:
     """The encoder of a ``Wav2Vec2ConformerModel`` in evaluation mode."""
     blocks: list[nn.Module] = []
-    for layer in model.encoder.layers:
+    for layer in releasing(model.encoder.layers):
         module = layer.conv_module
         blocks.append(ConformerLayer(layer, CentredConv(module.depthwise_conv, module.batch_norm)))
     return Encoder(BareEntry(), blocks, model.encoder.layer_norm, positions(model))
@@ -293,7 +294,7 @@ def conformer(model: Any) -> Encoder:
 def bert(model: Any) -> Encoder:
     """The encoder of a ``Wav2Vec2BertModel`` in evaluation mode and without an adapter."""
     blocks: list[nn.Module] = []
-    for layer in model.encoder.layers:
+    for layer in releasing(model.encoder.layers):
         module = layer.conv_module
         blocks.append(ConformerLayer(layer, CausalConv(module.depthwise_conv, module.depthwise_layer_norm)))
     return Encoder(BareEntry(), blocks, None, positions(model))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from w2v_export.graph.encoder import Encoder, EncoderLayer, Entry, Frames
+from w2v_export.memory import releasing
 
 
 class PositionalLevel(nn.Module):
@@ -56,5 +57,5 @@ def data2vec(model: Any) -> Encoder:
     """The encoder of a ``Data2VecAudioModel``, which has only the post-norm form."""
     reference = model.encoder
     entry = Entry(PositionalStack(reference.pos_conv_embed), reference.layer_norm)
-    blocks: list[nn.Module] = [EncoderLayer(layer, stable=False) for layer in reference.layers]
+    blocks: list[nn.Module] = [EncoderLayer(layer, stable=False) for layer in releasing(reference.layers)]
     return Encoder(entry, blocks, norm=None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from w2v_export.graph.tensors import Dense, attention, attention_by_distance, shared_transpose
+from w2v_export.memory import releasing
 
 
 @dataclass(frozen=True)
@@ -185,5 +186,5 @@ def transformer(model: Any) -> Encoder:
     """The encoder of a wav2vec 2.0, HuBERT, UniSpeech or UniSpeech-SAT model."""
     reference, stable = model.encoder, model.config.do_stable_layer_norm
     entry = Entry(PositionalConv(reference.pos_conv_embed), None if stable else reference.layer_norm)
-    blocks: list[nn.Module] = [EncoderLayer(layer, stable) for layer in reference.layers]
+    blocks: list[nn.Module] = [EncoderLayer(layer, stable) for layer in releasing(reference.layers)]
     return Encoder(entry, blocks, reference.layer_norm if stable else None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from w2v_export.graph.encoder import Encoder, EncoderLayer, Entry, Frames, PositionalConv, SelfAttention
 from w2v_export.graph.tensors import Dense, distances
+from w2v_export.memory import releasing
 
 
 class RelativePosition(nn.Module):
@@ -95,7 +96,7 @@ def wavlm(model: Any) -> Encoder:
     reference, stable = model.encoder, model.config.do_stable_layer_norm
     entry = Entry(PositionalConv(reference.pos_conv_embed), None if stable else reference.layer_norm)
     blocks: list[nn.Module] = [
-        EncoderLayer(layer, stable, GatedAttention(layer.attention)) for layer in reference.layers
+        EncoderLayer(layer, stable, GatedAttention(layer.attention)) for layer in releasing(reference.layers)
     ]
     position = RelativePosition(reference.layers[0].attention)
     return Encoder(entry, blocks, reference.layer_norm if stable else None, shared=position)
