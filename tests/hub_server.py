@@ -157,6 +157,14 @@ class _Handler(BaseHTTPRequestHandler):
             card = {"cardData": repository.card_data} if repository.card_data else {}
             self._answer({"id": name, "sha": commit, "siblings": files, **card})
 
+    def tree(self, name: str, revision: str) -> None:
+        if (found := self._repository(name, revision)) is not None:
+            repository, commit = found
+            listed = map(_listed, *zip(*repository.commits[commit].items(), strict=True))
+            self._answer(
+                [{"type": "file", "path": file.pop("rfilename"), "oid": file["blobId"]} | file for file in listed]
+            )
+
     def resolve(self, name: str, revision: str, path: str) -> None:
         faults = self.state.faults
         if (found := self._repository(name, revision)) is None:
@@ -209,7 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.state.repositories[name] = Repository()
         self.state.repositories[name].commit({".gitattributes": b""})
-        self.state.repositories[name].card_data["private"] = str(asked.get("private", False))
+        private = asked.get("private", asked.get("visibility") == "private")  # releases of the client differ
+        self.state.repositories[name].card_data["private"] = str(private)
         self._answer({"url": f"{self.state.address}/{name}"})
 
     def branch(self, name: str, branch: str) -> None:
@@ -290,7 +299,8 @@ def _listed(path: str, data: bytes) -> dict[str, Any]:
     blob = hashlib.sha1(b"blob %d\0%b" % (len(data), data)).hexdigest()
     entry: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": blob}
     if len(data) >= LFS_BYTES:
-        entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        digest = hashlib.sha256(data).hexdigest()
+        entry["lfs"] = {"sha256": digest, "oid": digest, "size": len(data), "pointerSize": 134}
     return entry
 
 
@@ -298,6 +308,7 @@ _NAME = r"([\w.-]+/[\w.-]+)"
 _ROUTES = [
     ("GET HEAD", rf"/api/models/{_NAME}", _Handler.info),
     ("GET HEAD", rf"/api/models/{_NAME}/revision/(.+)", _Handler.info),
+    ("GET", rf"/api/models/{_NAME}/tree/([^/]+)", _Handler.tree),
     ("GET HEAD", rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
     ("POST", r"/api/repos/create", _Handler.create),
     ("POST", rf"/api/models/{_NAME}/branch/(.+)", _Handler.branch),

@@ -306,7 +306,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def partial(machine: Machine) -> int:
     """Bytes of the transfer in progress."""
-    return max((path.stat().st_size for path in machine.home.rglob("*.incomplete")), default=0)
+    return max((path.stat().st_size for path in machine.home.glob(".me--tiny.w2v-partial/*")), default=0)
 
 
 def test_a_pull_that_was_killed_goes_on_where_it_was(bundles, machine, hub, tmp_path):

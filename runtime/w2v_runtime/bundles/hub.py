@@ -10,6 +10,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from w2v_models.errors import BundleError, EngineError, W2VError
@@ -69,6 +70,30 @@ def ask(repository: str, call: Callable[[Any], T], file: str | None = None, quie
                 raise _told(fault, repository, f"{ENDPOINT}/{repository}", file) from None
             time.sleep(_pause(fault, attempt))
     raise AssertionError  # the last attempt returns or raises
+
+
+def fetch(repository: str, commit: str, file: str, path: Path, size: int, quiet: bool = True) -> None:
+    """Download a file of ``size`` bytes to ``path``, from where an earlier transfer was cut.
+
+    The package's own downloads begin anew in another process, from its release 1 on.
+
+    Raises:
+        BundleError, EngineError, W2VError: as for :func:`ask`.
+    """
+
+    def call(module: Any) -> None:
+        from huggingface_hub.file_download import http_get
+
+        address = module.hf_hub_url(repository, file, revision=commit)
+        headers = module.utils.build_hf_headers() | {"Accept-Encoding": "identity"}
+        with path.open("ab") as part:
+            if (there := part.tell()) > size:
+                there = part.truncate(0)
+            if there < size:
+                names = {"expected_size": size, "displayed_filename": file}
+                http_get(address, part, resume_size=there, headers=headers, **names)
+
+    ask(repository, call, file, quiet)
 
 
 def _told(fault: BaseException, repository: str, page: str, file: str | None) -> W2VError:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from w2v_models.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, sha256
 from w2v_models.errors import BundleError
@@ -163,7 +163,7 @@ class _Remote:
         """
         if self._sizes[MANIFEST] > MAX_MANIFEST_BYTES:
             raise BundleError(f"{self.origin} has a {MANIFEST} of {self._sizes[MANIFEST]} bytes, which is none.")
-        os.replace(self._fetched(MANIFEST, partial), staging / MANIFEST)
+        self._fetch(MANIFEST, staging / MANIFEST, self._sizes[MANIFEST])
         try:
             manifest = Bundle.open(staging).manifest
         except BundleError as error:
@@ -180,13 +180,14 @@ class _Remote:
         if self._tell is not None:
             total = sum(record.size for record in lacking)
             self._tell(f"pulling {self.origin}: {len(lacking)} files, {total / 1e6:.1f} MB")
+        partial.mkdir(exist_ok=True)
         for record in records:
             place = staging / record.path
             place.parent.mkdir(parents=True, exist_ok=True)
             if record.path in known:
                 shutil.copyfile(present / record.path, place)
             else:
-                os.replace(self._checked(record, partial), place)
+                os.replace(self._checked(record, partial / record.sha256), place)
         self.origin.write(staging)
 
     def _check_listed(self, records: Sequence[FileRecord]) -> None:
@@ -197,23 +198,18 @@ class _Remote:
                 state = "is missing" if size is None else f"has {size} bytes where its manifest says {record.size}"
                 raise BundleError(f"{record.path} of {self.origin} {state}; it has to be pushed again.")
 
-    def _checked(self, record: FileRecord, partial: Path) -> Path:
-        path = self._fetched(record.path, partial)
-        if path.stat().st_size != record.size or sha256(path) != record.sha256:
+    def _checked(self, record: FileRecord, part: Path) -> Path:
+        """Download a file to ``part``, whose name is its SHA-256, from where an earlier transfer was cut."""
+        self._fetch(record.path, part, record.size)
+        if part.stat().st_size != record.size or sha256(part) != record.sha256:
             raise BundleError(
                 f"{record.path} of {self.origin} is not the file that its manifest names (SHA-256 differs), so nothing "
                 "is kept; pull again, and if that does not help, it has to be pushed again."
             )
-        return path
+        return part
 
-    def _fetched(self, name: str, partial: Path) -> Path:
-        """Download a file into ``partial``, from where an earlier transfer was cut."""
-        repository, commit = self.origin.repository, self.origin.commit
-
-        def download(module: Any) -> str:
-            return str(module.hf_hub_download(repository, name, revision=commit, local_dir=partial))
-
-        return Path(hub.ask(repository, download, name, quiet=self._tell is None))
+    def _fetch(self, name: str, path: Path, size: int) -> None:
+        hub.fetch(self.origin.repository, self.origin.commit, name, path, size, quiet=self._tell is None)
 
 
 def _kept(folder: Path, manifest: Manifest) -> list[str]:
