@@ -93,7 +93,7 @@ def test_an_empty_folder_and_a_download_that_was_not_finished(checkpoints, tmp_p
     empty = tmp_path / "empty"
     empty.mkdir()
     told = refusal(empty, tmp_path)
-    assert "it is not a checkpoint folder: it is empty. Fetch a checkpoint into it: hf download ORG/NAME" in told
+    assert "it is not a checkpoint: it is empty. Fetch a checkpoint into it: hf download ORG/NAME" in told
     half = shutil.copytree(checkpoints("large"), tmp_path / "half")
     parts = half / ".cache" / "huggingface" / "download"
     parts.mkdir(parents=True)

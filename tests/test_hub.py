@@ -21,6 +21,7 @@ pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file
 
+from conftest import REPOSITORY
 from test_checkpoint_weights import split, write, wrong
 
 COMMIT = "c0ffee" + "0" * 34
@@ -30,15 +31,20 @@ SAFETENSORS = "model.safetensors"
 
 
 @contextmanager
-def hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve a folder as the repository ``MODEL``: the address, and the files that were sent."""
+def hub(folder: Path, gated: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """Serve a folder as the repository ``MODEL``: the address, and the files that were sent; ``gated``, none."""
     sent: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
             name = self.path.partition("?")[0]
-            if name.startswith(f"/api/models/{MODEL}/revision/"):
+            if gated:
+                self.send_response(403)
+                self.send_header("X-Error-Code", "GatedRepo")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            elif name.startswith(f"/api/models/{MODEL}/revision/"):
                 self.answer({"id": MODEL, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
             elif name.startswith(f"/api/models/{MODEL}/tree/"):
                 self.answer([{"type": "file", "path": file, "size": 1, "oid": COMMIT} for file in files])
@@ -87,8 +93,10 @@ FETCH = "import sys; from w2v_export.description import describe; offline = len(
 FETCH += "print(*[path.name for path in describe(sys.argv[1], None, offline).weight_files(offline)])"
 
 
-def fetch(address: str, cache: Path, *arguments: str, code: str = FETCH) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+def fetch(
+    address: str, cache: Path, *arguments: str, code: str = FETCH, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"} | variables
     return subprocess.run(
         [sys.executable, "-c", code, MODEL, *arguments],
         capture_output=True, text=True, env=environment, timeout=120, check=False,
@@ -160,3 +168,54 @@ def test_what_the_hub_cannot_give_is_told(repository, tmp_path):
     assert "org/tiny cannot be fetched (the hub cannot be reached) and is not in the hub's cache" in done.stderr
     done = fetch(address, tmp_path / "cache")
     assert "org/tiny cannot be fetched (the hub cannot be reached)" in done.stderr
+
+
+def test_offline_by_variable_is_offline(checkpoints, repository, tmp_path):
+    """``HF_HUB_OFFLINE``: what is in the cache is found there; what is not is told, with the variable."""
+    write(repository / SAFETENSORS, load_file(checkpoints("emotion") / SAFETENSORS))
+    with hub(repository) as (address, sent):
+        done = fetch(address, tmp_path / "empty", HF_HUB_OFFLINE="1")
+        assert "cannot be fetched (HF_HUB_OFFLINE is set) and is not in the hub's cache" in done.stderr
+        assert fetch(address, tmp_path / "cache").stdout.split() == [SAFETENSORS]
+        before = len(sent)
+        assert fetch(address, tmp_path / "cache", HF_HUB_OFFLINE="1").stdout.split() == [SAFETENSORS]
+        assert len(sent) == before
+
+
+def test_a_gated_repository_names_where_its_conditions_are(repository, tmp_path):
+    """And how to log in; the name is right, so nobody is told to check it."""
+    with hub(repository, gated=True) as (address, _):
+        done = fetch(address, tmp_path / "cache")
+        assert (
+            f"{MODEL} is gated: accept its conditions at {address}/{MODEL}, and log in with: hf auth login"
+            in done.stderr
+        )
+        assert "Check the name" not in done.stderr
+
+
+def test_another_toolkits_repository_is_named(tmp_path):
+    """By the files that it has, none of which is fetched."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "stt_en.nemo").write_bytes(b"x")
+    with hub(folder) as (address, sent):
+        assert "org/tiny holds a NeMo model." in fetch(address, tmp_path / "cache").stderr
+        (folder / "stt_en.nemo").rename(folder / "hyperparams.yaml")
+        assert "org/tiny holds a SpeechBrain model." in fetch(address, tmp_path / "other").stderr
+        assert sent == []
+
+
+def test_the_demo_hides_no_failure(repository, tmp_path):
+    """Where the hub answers, its word is the last one: no random weights in place of a checkpoint that is wrong."""
+    (tmp_path / "bin").symlink_to(Path(sys.executable).parent)
+    with hub(repository) as (address, _):
+        variables = {"BIN": str(tmp_path / "bin"), "DEMO": str(tmp_path / "demo"), "MODEL": MODEL}
+        variables |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        done = subprocess.run(
+            ["sh", "demo/run"], cwd=REPOSITORY, env=os.environ | variables,
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "holds no weights" in done.stderr
+    assert "RANDOM WEIGHTS" not in done.stdout
+    assert not (tmp_path / "demo" / "models" / "org--tiny").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -191,20 +190,20 @@ def _refuse_foreign(folder: Path, name: str, commit: str | None) -> None:
     Raises:
         CheckpointError: it is; the message names the toolkit, or what is there.
     """
-    try:
-        files = set(os.listdir(folder))
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be listed: {error.strerror}.") from None
     if commit is not None:
-        with contextlib.suppress(CheckpointError):  # what the cache holds has to do
-            files = list_files(name, commit)
-    if told := foreign.toolkit(os.fspath(folder) if commit is None else name, files):
+        files = list_files(name, commit)
+        what, held = name, f"it holds {schema.listed(files)}" if files else "it is empty"
+    else:
+        try:
+            files = set(os.listdir(folder))
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be listed: {error.strerror}.") from None
+        what, held = os.fspath(folder), contents(folder)
+    if told := foreign.toolkit(what, files):
         raise CheckpointError(told)
     if CONFIG not in files:
-        raise CheckpointError(
-            f"{folder} holds no {CONFIG}, so it is not a checkpoint folder: {contents(folder)}."
-            f"{foreign.unfinished(folder)}"
-        )
+        advice = foreign.unfinished(folder) if commit is None else ""
+        raise CheckpointError(f"{what} holds no {CONFIG}, so it is not a checkpoint: {held}.{advice}")
 
 
 def _read_extractor(folder: Path, layout: Layout) -> dict[str, Any]:
