@@ -57,7 +57,10 @@ def find(
             raise library.NotHereError(
                 f"{missing}, or pull it, if it is published: pip install 'w2v-onnx[hub]'"
             ) from None
-        return pull(os.fspath(model or os.environ["W2V_MODEL"]), precisions=(precision,), tell=tell)
+        try:
+            return pull(os.fspath(model or os.environ["W2V_MODEL"]), precisions=(precision,), tell=tell)
+        except BundleError as error:
+            raise library.NotHereError(f"{missing} (it cannot be pulled: {error})") from None
     lacks = precision in bundle.manifest.precisions and precision not in bundle.held
     if lacks and not offline and (origin := Origin.read(bundle.folder)):
         return pull(origin.repository, origin.commit, (precision,), tell)
