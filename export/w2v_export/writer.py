@@ -140,7 +140,7 @@ def _trace(model: torch.nn.Module, inputs: dict[str, torch.Tensor], folder: Path
     with torch.no_grad():
         outputs = model.eval()(**inputs)
     path = folder / "traced.onnx"
-    with _quiet():
+    with torch.no_grad(), _quiet():
         torch.onnx.export(
             model,
             (inputs,),  # a mapping at the end holds arguments by name
