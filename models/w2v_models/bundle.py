@@ -179,7 +179,10 @@ def _copying(folder: Path, path: Path, entry: FileRecord) -> str:
 
     What a link leads to is not read: it is outside, and known by its hash only once it is copied.
     """
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # it leads nowhere, or in a circle
+        return ""
     if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
         return ""
     copy = shlex.quote(str(folder.absolute().with_name(f"{folder.name}-copy")))

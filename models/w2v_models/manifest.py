@@ -368,7 +368,7 @@ def older_files(text: str | bytes) -> tuple[FileRecord, ...]:
         version = data.get("format_version") if isinstance(data, dict) else None
         if type(version) is not int or not 1 <= version < FORMAT_VERSION or not data.keys() >= _IN_ALL_VERSIONS:
             return ()
-        return tuple(_records([data["precisions"], data["reference"]]))
+        return tuple(_records([data["precisions"], data["reference"], data.get("sources")]))
     except (ValueError, RecursionError):
         return ()
 
