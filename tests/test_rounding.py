@@ -30,12 +30,12 @@ WAVEFORM = speech(1.3, seed=8)
 
 @pytest.fixture(scope="module")
 def massive(tmp_path_factory) -> Path:
-    """A checkpoint with what trained encoders have: two channels at +300 between two of its blocks."""
+    """A checkpoint with what trained encoders have: two channels at +600 between two of its blocks."""
     torch.manual_seed(0)
     size = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1024}
     model = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**TINY | LAYER | size))
     with torch.no_grad():
-        for block, value in ((0, 300), (2, -300)):
+        for block, value in ((0, 600), (2, -600)):
             model.encoder.layers[block].feed_forward.output_dense.bias[[3, 200]] += value
     folder = tmp_path_factory.mktemp("massive") / "massive"
     model.save_pretrained(folder)
