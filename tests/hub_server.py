@@ -71,6 +71,11 @@ class Hub:
     asked: list[tuple[str, str]] = field(default_factory=list)
     sent: list[tuple[str, int, int]] = field(default_factory=list)
 
+    @property
+    def names(self) -> list[str]:
+        """The files that were sent, each time that they were."""
+        return [name for name, _, _ in self.sent]
+
     def files(self, repository: str, branch: str = "main") -> dict[str, bytes]:
         """What a branch holds."""
         found = self.repositories[repository]

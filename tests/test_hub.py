@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file
 
 from conftest import REPOSITORY
+from hub_server import Hub, Repository, serving
 from test_checkpoint_weights import split, write, wrong
 
 COMMIT = "c0ffee" + "0" * 34
@@ -30,62 +28,25 @@ DESCRIPTION = {"config.json", "preprocessor_config.json"}
 SAFETENSORS = "model.safetensors"
 
 
+class Folder(dict[str, dict[str, bytes]]):
+    """The commits of a repository of which the only one holds what a folder holds at the time."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__({COMMIT: {}})
+        self.path = path
+
+    def __getitem__(self, commit: str) -> dict[str, bytes]:
+        files = (path for path in self.path.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.path)): path.read_bytes() for path in files}
+
+
 @contextmanager
-def hub(folder: Path, gated: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """Serve a folder as the repository ``MODEL``: the address, and the files that were sent; ``gated``, none."""
-    sent: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-            name = self.path.partition("?")[0]
-            if gated:
-                self.send_response(403)
-                self.send_header("X-Error-Code", "GatedRepo")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-            elif name.startswith(f"/api/models/{MODEL}/revision/"):
-                self.answer({"id": MODEL, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
-            elif name.startswith(f"/api/models/{MODEL}/tree/"):
-                self.answer([{"type": "file", "path": file, "size": 1, "oid": COMMIT} for file in files])
-            elif (file := name.removeprefix(f"/{MODEL}/resolve/{COMMIT}/")) in files:
-                content = files[file].read_bytes()
-                self.send_response(200)
-                self.send_header("ETag", hashlib.sha256(content).hexdigest())
-                self.send_header("X-Repo-Commit", COMMIT)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                if self.command == "GET":
-                    sent.append(file)
-                    self.wfile.write(content)
-            else:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "EntryNotFound" if "/resolve/" in name else "RepoNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-        do_HEAD = do_GET  # noqa: N815 - the base class's name
-
-        def answer(self, data: object) -> None:
-            content = json.dumps(data).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", sent
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def hub(folder: Path, gated: bool = False) -> Iterator[Hub]:
+    """Serve a folder as the repository ``MODEL``; ``gated``, to nobody."""
+    with serving() as running:
+        running.repositories[MODEL] = Repository(Folder(folder), {"main": COMMIT})
+        running.faults.gated |= {MODEL} if gated else set()
+        yield running
 
 
 #: Fetches, and prints the files that the weights are in.
@@ -140,54 +101,54 @@ def test_just_the_files_that_transformers_loads_are_fetched(checkpoints, reposit
         split(repository, weights, suffix, 3)
         stem = "model" if form == "index" else "pytorch_model"
         expected = {f"{stem}-0000{i}-of-00003{suffix}" for i in (1, 2, 3)}
-    with hub(repository) as (address, sent):
-        done = fetch(address, tmp_path / "cache")
+    with hub(repository) as served:
+        done = fetch(served.address, tmp_path / "cache")
         assert set(done.stdout.split()) == expected, done.stderr
-        index = {name for name in sent if name.endswith(".index.json")}
+        index = {name for name in served.names if name.endswith(".index.json")}
         assert index == ({f"{stem}{suffix}.index.json"} if "index" in form else set())
-        assert sorted(sent) == sorted(DESCRIPTION | expected | index)
-        assert set(fetch(address, tmp_path / "cache", "offline").stdout.split()) == expected
-        assert len(sent) == len(DESCRIPTION | expected | index)
-    assert set(fetch(address, tmp_path / "cache").stdout.split()) == expected  # nobody answers there now
+        assert sorted(served.names) == sorted(DESCRIPTION | expected | index)
+        assert set(fetch(served.address, tmp_path / "cache", "offline").stdout.split()) == expected
+        assert len(served.names) == len(DESCRIPTION | expected | index)
+    assert set(fetch(served.address, tmp_path / "cache").stdout.split()) == expected  # nobody answers there now
 
 
 def test_what_the_hub_cannot_give_is_told(repository, tmp_path):
     """No weights, an adapter, no such repository, nobody who answers: each a sentence."""
-    with hub(repository) as (address, sent):
-        done = fetch(address, tmp_path / "cache")
+    with hub(repository) as served:
+        done = fetch(served.address, tmp_path / "cache")
         assert "holds no weights (model.safetensors" in done.stderr
         assert "it holds config.json, preprocessor_config.json." in done.stderr
         (repository / "adapter_config.json").write_text("{}")
         save_file({}, repository / "adapter_model.safetensors")
-        done = fetch(address, tmp_path / "other")
+        done = fetch(served.address, tmp_path / "other")
         assert "merge_and_unload()" in done.stderr
-        assert not [name for name in sent if name.endswith((".safetensors", ".bin"))]
-        done = fetch(address, tmp_path / "cache", code=FETCH.replace("sys.argv[1]", "'org/unknown'"))
+        assert not [name for name in served.names if name.endswith((".safetensors", ".bin"))]
+        done = fetch(served.address, tmp_path / "cache", code=FETCH.replace("sys.argv[1]", "'org/unknown'"))
         assert "org/unknown is neither a folder nor a model on the hub" in done.stderr
-    done = fetch(address, tmp_path / "empty")
+    done = fetch(served.address, tmp_path / "empty")
     assert "org/tiny cannot be fetched (the hub cannot be reached) and is not in the hub's cache" in done.stderr
-    done = fetch(address, tmp_path / "cache")
+    done = fetch(served.address, tmp_path / "cache")
     assert "org/tiny cannot be fetched (the hub cannot be reached)" in done.stderr
 
 
 def test_offline_by_variable_is_offline(checkpoints, repository, tmp_path):
     """``HF_HUB_OFFLINE``: what is in the cache is found there; what is not is told, with the variable."""
     write(repository / SAFETENSORS, load_file(checkpoints("emotion") / SAFETENSORS))
-    with hub(repository) as (address, sent):
-        done = fetch(address, tmp_path / "empty", HF_HUB_OFFLINE="1")
+    with hub(repository) as served:
+        done = fetch(served.address, tmp_path / "empty", HF_HUB_OFFLINE="1")
         assert "cannot be fetched (HF_HUB_OFFLINE is set) and is not in the hub's cache" in done.stderr
-        assert fetch(address, tmp_path / "cache").stdout.split() == [SAFETENSORS]
-        before = len(sent)
-        assert fetch(address, tmp_path / "cache", HF_HUB_OFFLINE="1").stdout.split() == [SAFETENSORS]
-        assert len(sent) == before
+        assert fetch(served.address, tmp_path / "cache").stdout.split() == [SAFETENSORS]
+        before = len(served.names)
+        assert fetch(served.address, tmp_path / "cache", HF_HUB_OFFLINE="1").stdout.split() == [SAFETENSORS]
+        assert len(served.names) == before
 
 
 def test_a_gated_repository_names_where_its_conditions_are(repository, tmp_path):
     """And how to log in; the name is right, so nobody is told to check it."""
-    with hub(repository, gated=True) as (address, _):
-        done = fetch(address, tmp_path / "cache")
+    with hub(repository, gated=True) as served:
+        done = fetch(served.address, tmp_path / "cache")
         assert (
-            f"{MODEL} is gated: accept its conditions at {address}/{MODEL}, and log in with: hf auth login"
+            f"{MODEL} is gated: accept its conditions at {served.address}/{MODEL}, and log in with: hf auth login"
             in done.stderr
         )
         assert "Check the name" not in done.stderr
@@ -198,19 +159,19 @@ def test_another_toolkits_repository_is_named(tmp_path):
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "stt_en.nemo").write_bytes(b"x")
-    with hub(folder) as (address, sent):
-        assert "org/tiny holds a NeMo model." in fetch(address, tmp_path / "cache").stderr
+    with hub(folder) as served:
+        assert "org/tiny holds a NeMo model." in fetch(served.address, tmp_path / "cache").stderr
         (folder / "stt_en.nemo").rename(folder / "hyperparams.yaml")
-        assert "org/tiny holds a SpeechBrain model." in fetch(address, tmp_path / "other").stderr
-        assert sent == []
+        assert "org/tiny holds a SpeechBrain model." in fetch(served.address, tmp_path / "other").stderr
+        assert served.names == []
 
 
 def test_the_demo_hides_no_failure(repository, tmp_path):
     """Where the hub answers, its word is the last one: no random weights in place of a checkpoint that is wrong."""
     (tmp_path / "bin").symlink_to(Path(sys.executable).parent)
-    with hub(repository) as (address, _):
+    with hub(repository) as served:
         variables = {"BIN": str(tmp_path / "bin"), "DEMO": str(tmp_path / "demo"), "MODEL": MODEL}
-        variables |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        variables |= {"HF_ENDPOINT": served.address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
         done = subprocess.run(
             ["sh", "demo/run"], cwd=REPOSITORY, env=os.environ | variables,
             capture_output=True, text=True, timeout=120, check=False,

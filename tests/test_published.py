@@ -10,14 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from commands import wait_for
 from conftest import speech
 from hub_server import Hub, Repository, serving
 from w2v_models.bundle import MANIFEST, Bundle, record
@@ -206,7 +206,7 @@ def test_only_the_precisions_asked_for_are_pulled(bundles, machine, hub, tmp_pat
         MANIFEST,
         "origin.json",
     }
-    sent = [name for name, _, _ in hub.sent if name != MANIFEST]
+    sent = [name for name in hub.names if name != MANIFEST]
     assert len(sent) == len(set(sent))
     code, said = machine.run("models", "pull", NAME, "--precision", "int8")
     assert code == 2
@@ -297,13 +297,6 @@ def test_too_many_requests_are_asked_again(bundles, machine, hub):
     assert machine.run("models", "verify", NAME)[0] == 0
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def partial(machine: Machine) -> int:
     """Bytes of the transfer in progress."""
     return max((path.stat().st_size for path in machine.home.glob(".me--tiny.w2v-partial/*")), default=0)
@@ -314,7 +307,7 @@ def test_a_pull_that_was_killed_goes_on_where_it_was(bundles, machine, hub, tmp_
     publish(hub, heavy(tmp_path / "heavy", bundles("base")))
     hub.faults.stalled["config.json"] = 25 << 20
     process = machine.start("models", "pull", NAME)
-    wait_for(lambda: partial(machine) >= 20 << 20)
+    wait_for(lambda: partial(machine) >= 20 << 20, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not machine.bundle.exists()
@@ -350,7 +343,7 @@ def test_two_pulls_at_once_fetch_once(bundles, machine, hub):
     processes = [machine.start("models", "pull", NAME) for _ in range(2)]
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    sent = [name for name, _, _ in hub.sent if name != MANIFEST]
+    sent = [name for name in hub.names if name != MANIFEST]
     assert len(sent) == len(set(sent))
     assert machine.run("models", "verify", NAME)[0] == 0
 

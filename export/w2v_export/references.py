@@ -12,6 +12,7 @@ from w2v_export.checkpoint import Checkpoint, Outputs
 from w2v_export.recordings import Recording, named
 from w2v_export.signals import Waveform, parity_waveforms
 from w2v_models.errors import CheckpointError
+from w2v_models.tolerances import TOLERANCES
 from w2v_runtime.embedding.parity import Reference
 
 #: Waveforms up to this many seconds are stored in the bundle with their reference outputs.
@@ -55,12 +56,10 @@ def exact_outputs(
     answers = []
     for single in references:
         double = _reference(single.case, single.waveform, checkpoint.run(single.waveform))
-        rounding = {}
-        for output in ("frames", "pooled", "layers", "logits"):
-            if (exact := getattr(double, output)) is not None:
-                rounding[output] = float(np.abs(getattr(single, output) - exact).max())
-                double = dataclasses.replace(double, **{output: exact.astype(np.float32)})
-        answers.append(dataclasses.replace(double, rounding=rounding))
+        exact = {name: values for name in TOLERANCES["fp32"] if (values := getattr(double, name)) is not None}
+        rounding = {name: float(np.abs(getattr(single, name) - values).max()) for name, values in exact.items()}
+        rounded = {name: values.astype(np.float32) for name, values in exact.items()}
+        answers.append(dataclasses.replace(double, rounding=rounding, **rounded))
         done(len(answers), len(references))
     return answers
 

@@ -90,8 +90,7 @@ def fetch(repository: str, commit: str, file: str, path: Path, size: int, quiet:
             if (there := part.tell()) > size:
                 there = part.truncate(0)
             if there < size:
-                names = {"expected_size": size, "displayed_filename": file}
-                http_get(address, part, resume_size=there, headers=headers, **names)
+                http_get(address, part, resume_size=there, headers=headers, expected_size=size, displayed_filename=file)
 
     ask(repository, call, file, quiet)
 

@@ -41,7 +41,7 @@ from w2v_runtime.embedding.batching import pad
 from w2v_runtime.embedding.moments import MelMoments, WaveformMoments
 from w2v_runtime.embedding.pooling import RunningPool
 from w2v_runtime.embedding.results import Embedding, Request, assembled
-from w2v_runtime.embedding.windows import Window, Windowing, plan_windows
+from w2v_runtime.embedding.windows import Window, Windowing, narrowed, plan_windows
 from w2v_runtime.engines.base import Engine
 from w2v_runtime.files.scratch import float_array
 from w2v_runtime.threads.ahead import ahead
@@ -357,7 +357,7 @@ class _Windowed:
     def __init__(self, run: LongRun, frames: int) -> None:
         request, architecture = run.request, run.manifest.architecture
         size, self._step = architecture.size(request.layers[0]), architecture.step(request.layers[0])
-        frames = -(-frames // self._step)
+        frames = narrowed(frames, self._step)
         self.names = [frames_output(layer) for layer in request.layers]
         self._request = request
         self._pools = [RunningPool() for _ in request.layers]

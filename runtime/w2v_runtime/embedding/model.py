@@ -37,7 +37,7 @@ from w2v_runtime.embedding.batching import BATCH_SECONDS, pad
 from w2v_runtime.embedding.long import Advance, Long, LongRun, embed_long, survey
 from w2v_runtime.embedding.opening import Opening, shared_engine
 from w2v_runtime.embedding.results import Embedding, FrameTimes, Request, assembled
-from w2v_runtime.embedding.windows import DEFAULT_WINDOWING, Windowing
+from w2v_runtime.embedding.windows import DEFAULT_WINDOWING, Windowing, narrowed
 from w2v_runtime.engines.base import Engine, stored_precision
 from w2v_runtime.engines.choice import open_engine
 from w2v_runtime.threads.stop import Stop
@@ -289,7 +289,7 @@ class Model:
     def _frames(self, request: Request, samples: int) -> int:
         """Frames of a request's layers in a waveform."""
         architecture = self.manifest.architecture
-        return -(-architecture.conv.num_frames(samples) // architecture.step(request.layers[0]))
+        return narrowed(architecture.conv.num_frames(samples), architecture.step(request.layers[0]))
 
     def forward(
         self,

@@ -62,7 +62,12 @@ class Window:
 
     def narrowed(self, step: int) -> Window:
         """The window in frames of which one comes from ``step``, as an adapter makes them."""
-        return Window(*(-(-frame // step) for frame in (self.first, self.last, self.begin, self.end)))
+        return Window(*(narrowed(frame, step) for frame in (self.first, self.last, self.begin, self.end)))
+
+
+def narrowed(frames: int, step: int) -> int:
+    """How many frames are left of so many where one comes from ``step``, as an adapter makes them; the last counts."""
+    return -(-frames // step)
 
 
 def plan_windows(
@@ -73,12 +78,8 @@ def plan_windows(
     The context is at least ``least_context`` frames on each side, as far as the recording goes. Both begin at multiples
     of ``multiple``, for the frames of an adapter.
     """
-    size = _rounded_up(max(1, round(windowing.window * rate / conv.stride)), multiple)
-    context = _rounded_up(max(least_context, round(windowing.context * rate / conv.stride)), multiple)
+    size = narrowed(max(1, round(windowing.window * rate / conv.stride)), multiple) * multiple
+    context = narrowed(max(least_context, round(windowing.context * rate / conv.stride)), multiple) * multiple
     for first in range(0, frames, size):
         last = min(first + size, frames)
         yield Window(first, last, max(0, first - context), min(frames, last + context))
-
-
-def _rounded_up(frames: int, multiple: int) -> int:
-    return -(-frames // multiple) * multiple

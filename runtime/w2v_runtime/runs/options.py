@@ -80,7 +80,7 @@ def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
 def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> dict[str, Any]:
     """The metadata of an output and, with ``header``, of the run that made it."""
     manifest, request, windowing = embedder.manifest, options.request, options.windowing
-    head, channel = embedder.head(request), options.corpus.channel
+    head, times, channel = embedder.head(request), embedder.times_of(request), options.corpus.channel
     described = {
         "model": manifest.source.model,
         "revision": manifest.source.revision,
@@ -98,8 +98,8 @@ def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> 
         "whole_seconds": windowing.whole,
         "labels": list(head.labels) if head else [],
         "head_level": head.level if head else None,
-        "frame_step_seconds": embedder.times_of(request).step,
-        "frame_width_seconds": embedder.times_of(request).width,
+        "frame_step_seconds": times.step,
+        "frame_width_seconds": times.width,
         "packages": {name: version for name in _PACKAGES if (version := installed_version(name))},
     }
     return described if header is None else described | {RUN: run_record(header)}
