@@ -17,11 +17,10 @@ import shutil, sys, time
 from pathlib import Path
 from w2v_runtime.bundles.placing import placed
 with placed(Path(sys.argv[2]), overwrite=True) as staging:
-    shutil.copytree(Path(sys.argv[1]) / "onnx", staging / "onnx")
+    shutil.copytree(sys.argv[1], staging, ignore=shutil.ignore_patterns("manifest.json"), dirs_exist_ok=True)
     for step in sys.argv[3:]:
         time.sleep(float(step))
-    for name in ("reference.npz", "manifest.json"):
-        shutil.copy(Path(sys.argv[1]) / name, staging / name)
+    shutil.copy(Path(sys.argv[1]) / "manifest.json", staging / "manifest.json")
 """
 
 

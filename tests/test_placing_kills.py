@@ -45,7 +45,7 @@ def fatal(*arguments, **named):
 IN_STEPS = "import w2v_runtime.files.exchange as exchange\nexchange.exchanged_at_once = lambda first, second: False\n"
 KILLS = {
     "as it begins": (fatal("os.mkdir", 2, after=True), "old"),
-    "as the manifest comes": (fatal("shutil.copy", 2), "old"),
+    "as the manifest comes": (fatal("shutil.copy", 1), "old"),
     "as it is made durable": (fatal("os.fsync", 3), "old"),
     "before the exchange": (fatal("w2v_runtime.files.exchange.exchanged_at_once", 1), "old"),
     "after the exchange": (fatal("w2v_runtime.files.exchange.exchanged_at_once", 1, after=True), "new"),

@@ -179,7 +179,7 @@ def test_a_list_of_models_is_plain_where_it_is_piped(bundles, tmp_path):
     assert done.stdout.isascii()
     assert all(line == line.rstrip() for line in lines)
     assert [line.split()[0] for line in lines[2 : 2 + len(CATALOGUE)]] == [variant.id for variant in CATALOGUE]
-    assert lines[-1].split()[1:] == ["checkpoint", "fp32", lines[-1].split()[3], "org--base"]
+    assert lines[-1].split()[1:] == ["checkpoint", "fp32", lines[-1].split()[3], "here", "org--base"]
     described = said("w2v_runtime.commands.models", "show", tmp_path / "org--base").stdout.splitlines()
     assert all(line == line.rstrip() for line in described)
     assert [line.split()[-1] for line in described if line.startswith("sample rate")] == ["Hz"]
