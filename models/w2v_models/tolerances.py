@@ -68,7 +68,7 @@ class ParityRow:
     ``max_abs`` is max |Δ|; ``max_rel`` is max |Δ| over the reference's largest magnitude; ``min_cosine`` is the
     smallest cosine of any vector (a frame, a pooled vector, the logits) with its reference. ``rounding`` is 0 where the
     reference is PyTorch in float32; else the reference is PyTorch in float64, and ``rounding`` how far the float32
-    answer is from it.
+    answers of all cases are from it at most.
     """
 
     case: str
