@@ -30,6 +30,7 @@ from conftest import speech
 from w2v_models.bundle import Bundle
 from w2v_models.errors import OutputError
 from w2v_runtime import Embedder, Failure
+from w2v_runtime.embedding.inputs import Input
 from w2v_runtime.embedding.results import Embedding, Request
 from w2v_runtime.runs.checks import check_earlier
 from w2v_runtime.runs.inputs import list_inputs
@@ -37,6 +38,7 @@ from w2v_runtime.runs.journal import Header, Stamp
 from w2v_runtime.runs.merge import merge
 from w2v_runtime.runs.options import OutputOptions, RunOptions, header_of
 from w2v_runtime.runs.spool import Spool
+from w2v_runtime.stores.names import path_of
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +138,15 @@ def test_names_are_kept_apart_and_whole_in_every_output(bundles, tmp_path, kind)
         with np.load(output) as stored:
             found = dict(zip(map(str, stored["paths"]), stored["embeddings"], strict=True))
     elif kind == "csv":
-        with open(output, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with open(output, newline="", encoding="utf-8") as file:
             found = {row[0]: np.array(row[3:], np.float32) for row in list(csv.reader(file))[1:]}
     elif kind == "jsonl":
         lines = [json.loads(line) for line in Path(output).read_bytes().splitlines()]
         found = {line["file"]: np.array(line["embedding"], np.float32) for line in lines if "file" in line}
     else:
         lines = [json.loads(line) for line in Path(output, "index.jsonl").read_bytes().splitlines()]
-        found = {line["file"]: np.load(Path(output, line["npy"])) for line in lines}
-    assert {os.fsencode(name) for name in found} == {os.path.join(folder, name) for name in names}
+        found = {line["file"]: np.load(Path(output, path_of(line["npy"]))) for line in lines}
+    assert {os.fsencode(path_of(name)) for name in found} == {os.path.join(folder, name) for name in names}
     assert len({values.tobytes() for values in found.values()}) == len(names)
 
 
@@ -264,7 +266,8 @@ def test_the_record_holds_logits_by_frame_as_numbers(tmp_path, monkeypatch, mapp
     for kept in (3, 2):
         spool = Spool(output, header, resume=True)
         recalled = [
-            spool.recall(position, embedding.path, Stamp.of(embedding.path)) for position, embedding in enumerate(made)
+            spool.recall(Input(position, embedding.path), Stamp.of(embedding.path))
+            for position, embedding in enumerate(made)
         ]
         assert recalled == [True] * kept + [False] * (3 - kept)
         for actual, expected in zip(spool.embeddings(), made, strict=False):

@@ -8,7 +8,8 @@ from typing import Any
 from w2v_models.manifest import LAST_LAYER
 from w2v_runtime.audio.reading import Audio
 from w2v_runtime.audio.recordings import Recording, check_recording, check_recordings, name_of
-from w2v_runtime.embedding.corpus import CorpusOptions, Input, embed_in_order
+from w2v_runtime.embedding.corpus import CorpusOptions, embed_in_order
+from w2v_runtime.embedding.inputs import AHEAD_IN_ORDER, Context, Input, grouped, label_of, segment_of
 from w2v_runtime.embedding.model import Model
 from w2v_runtime.embedding.results import Embedding, Failure, Request
 
@@ -138,3 +139,52 @@ class Embedder(Model):
         chosen, given = CorpusOptions.of(options), check_recordings(paths)
         inputs = (Input(position, name_of(recording), recording) for position, recording in enumerate(given))
         return embed_in_order(self, inputs, request, chosen)
+
+    def embed_segments(
+        self,
+        files: Iterable[Recording],
+        starts: Iterable[float],
+        ends: Iterable[float | None],
+        level: str = "utterance",
+        pooling: str | Sequence[str] = "mean",
+        layer: str | int | Sequence[str | int] = LAST_LAYER,
+        layer_weights: Sequence[float] | None = None,
+        context: Context = 0.0,
+        **options: Any,
+    ) -> Iterator[Embedding | Failure]:
+        """Embed segments of recordings: one :class:`Embedding` or :class:`Failure` each, in their order.
+
+        Segments of one recording are decoded once, whatever their order, if they are less than 16 384 segments apart.
+
+        Args:
+            files: the recording of each segment, of the kinds that :meth:`embed` takes; name it again for each.
+            starts: where each begins, in seconds from the start of its recording.
+            ends: where each ends, in seconds; None or NaN is the end of the recording.
+            level: as for :meth:`embed`; frames have the times of the recording, from ``embedding.segment.first`` on.
+            pooling: as for :meth:`embed`.
+            layer: as for :meth:`embed`.
+            layer_weights: as for :meth:`embed`.
+            context: what the model hears around a segment: 0 nothing, so that it equals the embedding of the cut
+                segment; seconds on each side; or ``whole``, the recording. The frames whose centre lies inside the
+                segment are then its frames.
+            options: the fields of :class:`~w2v_runtime.embedding.corpus.CorpusOptions`.
+
+        Raises:
+            TypeError: a file is not a recording, a time is not a number, or an option is unknown.
+            ValueError: there are not as many starts or ends as files.
+            RefusedError: the level, pooling, layer, context or an option's value is unknown or out of bounds.
+
+        Examples:
+            >>> embedder = Embedder("facebook/wav2vec2-base-960h", device="cpu")
+            >>> files, starts, ends = ["speech.wav", "speech.wav"], [0.0, 1.2], [0.9, 2.0]
+            >>> [result.values.shape for result in embedder.embed_segments(files, starts, ends, context="whole")]
+            [(768,), (768,)]
+        """
+        request = self.resolve(Request.of(level, pooling, layer, layer_weights))
+        chosen = CorpusOptions.of(options, context, "embed_segments")
+        rows = zip(check_recordings(files, "embed_segments"), starts, ends, strict=True)
+        inputs = (
+            Input(position, name_of(file), file, segment, label_of(f"segment {position}", segment))
+            for position, (file, segment) in enumerate((file, segment_of(start, end)) for file, start, end in rows)
+        )
+        return embed_in_order(self, grouped(inputs, AHEAD_IN_ORDER), request, chosen)

@@ -50,7 +50,7 @@ def check_recording(given: object, call: str = "embed({})") -> Recording:
     )
 
 
-def check_recordings(given: object) -> Iterable[Recording]:
+def check_recordings(given: object, call: str = "embed_files") -> Iterable[Recording]:
     """Return ``given`` if it is an iterable of recordings.
 
     The items of a list or tuple are checked at once, those of another iterable when it is iterated.
@@ -59,23 +59,23 @@ def check_recordings(given: object) -> Iterable[Recording]:
         TypeError: ``given`` is a single recording, or something else; the message holds the right call.
     """
     if isinstance(given, str | os.PathLike):
-        raise TypeError(f"embed_files takes many recordings: embed({given!r}) or embed_files([{given!r}]).")
+        raise TypeError(f"{call} takes many recordings: embed({given!r}) or {call}([{given!r}]).")
     if isinstance(given, Mapping):
         raise TypeError(_instead_of_mapping(given, "embed({})"))
     pair = isinstance(given, tuple) and len(given) == 2 and any(map(_is_number, given))
     if pair or _is_array(given):
-        raise TypeError(f"embed_files takes many recordings: embed({_PAIR}) or embed_files([{_PAIR}, …]).")
+        raise TypeError(f"{call} takes many recordings: embed({_PAIR}) or {call}([{_PAIR}, …]).")
     if isinstance(given, bytes | bytearray | memoryview | io.IOBase) or callable(getattr(given, "read", None)):
-        raise TypeError("embed_files takes many recordings: embed(recording) or embed_files([recording, …]).")
+        raise TypeError(f"{call} takes many recordings: embed(recording) or {call}([recording, …]).")
     if not isinstance(given, Iterable):
-        raise TypeError(f"embed_files takes an iterable of recordings, not {_kind(given)}: embed_files([path, …]).")
-    return list(_checked(given)) if isinstance(given, list | tuple) else _checked(given)
+        raise TypeError(f"{call} takes an iterable of recordings, not {_kind(given)}: {call}([path, …]).")
+    return list(_checked(given, call)) if isinstance(given, list | tuple) else _checked(given, call)
 
 
-def _checked(recordings: Iterable[object]) -> Iterator[Recording]:
+def _checked(recordings: Iterable[object], call: str) -> Iterator[Recording]:
     for position, given in enumerate(recordings):
         try:
-            yield check_recording(given, "embed_files([{}, …])")
+            yield check_recording(given, call + "([{}, …])")
         except TypeError as error:
             raise TypeError(f"paths[{position}]: {error}") from None
 

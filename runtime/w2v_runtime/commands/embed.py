@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
 from w2v_models.bundle import MANIFEST
 from w2v_models.errors import RefusedError
 from w2v_runtime.commands import terminal
+from w2v_runtime.commands.sources import Sources, TableSources, passed_over_words
 
 if TYPE_CHECKING:
     from w2v_runtime.embedding.results import Failure
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
 
 NAME: Final = "w2v-embed"
 FINISHED_WITH_FAILURES: Final = 3
-#: Places without audio, of which an error message names at most this many.
-_NAMED_PLACES: Final = 3
-#: For at most this many files, all named on the command line, prepacking the weights takes longer than it saves.
-_FEW_FILES: Final = 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -83,6 +78,18 @@ def embed(
     ] = 300.0,
     window: Annotated[float, typer.Option(help="Seconds of a window of longer audio.")] = 30.0,
     context: Annotated[float, typer.Option(help="Seconds of context on each side of a window.")] = 5.0,
+    segments: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Embed the segments of a table: .csv .tsv .parquet .rttm .ctm .jsonl .TextGrid, or Kaldi's segments.",
+        ),
+    ] = None,
+    segment_context: Annotated[
+        str | None,
+        typer.Option(help="What is heard around a segment: seconds on each side, or whole. [default: 0]"),
+    ] = None,
+    tier: Annotated[str | None, typer.Option(metavar="NAME", help="The tier of a TextGrid.")] = None,
     channel: Annotated[str, typer.Option(help="mean, or a channel number from 0.")] = "mean",
     pad_short: Annotated[bool, typer.Option("--pad-short", help="Pad audio shorter than one frame.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing output.")] = False,
@@ -112,8 +119,13 @@ def embed(
         from w2v_runtime.runs.inputs import STANDARD_INPUT, Shard, check_list
         from w2v_runtime.runs.options import OutputOptions, RunOptions
         from w2v_runtime.stores import output_format
+        from w2v_runtime.tables import Table
 
-        if not inputs and files_from is None:
+        if segments is None and (segment_context is not None or tier is not None):
+            raise RefusedError("--segment-context and --tier go with --segments only.")
+        if segments is not None and "-" in (*(inputs or []), segments):
+            raise RefusedError("--segments reads files, not standard input; write it to a file first.")
+        if segments is None and not inputs and files_from is None:
             raise RefusedError("nothing to embed: name audio files or folders, or give --files-from.")
         if threads is not None and threads < 1:
             raise RefusedError(f"threads must be at least 1, not {threads}.")
@@ -132,16 +144,22 @@ def embed(
         options = RunOptions(
             OutputOptions(Path(output), output_format(output), resume, overwrite, failures, hash_, prune),
             Request.of(level, pooling or "mean", layer, None if layer_weights is None else read_weights(layer_weights)),
-            CorpusOptions(_channel(channel), pad_short, strict, batch_seconds, jobs),
+            CorpusOptions(_channel(channel), pad_short, strict, batch_seconds, jobs, _context(segment_context)),
             Windowing(window, context, whole),
             Shard.of(shard),
+            None if segments is None else Table(segments, tier),
         )
         engine = EngineOptions(model, device, precision, threads, offline)
-        sources = Sources(inputs or [], files_from, null)
+        named = (inputs or [], files_from, null, options.shard)
+        sources = Sources(*named) if options.segments is None else TableSources(options.segments, *named)
         reads = [Use(path, "an input") for path in inputs or [] if os.path.isfile(path)]
         reads += [
             Use(path, what)
-            for path, what in ((files_from, "the list of inputs"), (layer_weights, "the file of layer weights"))
+            for path, what in (
+                (files_from, "the list of inputs"),
+                (layer_weights, "the file of layer weights"),
+                (segments, "the table of segments"),
+            )
             if path not in (None, "-")
         ]
         summary = _embed(options, engine, sources, reads, Shown(not quiet, not (quiet or no_progress)))
@@ -170,6 +188,15 @@ def _channel(text: str) -> int | None:
     return int(text)
 
 
+def _context(text: str | None) -> float | str:
+    if text is None or text == "whole":
+        return text or 0.0
+    try:
+        return float(text)
+    except ValueError:
+        raise RefusedError(f"segment context {text!r:.40} is neither whole nor seconds.") from None
+
+
 class EngineOptions(NamedTuple):
     """Which model computes, and on what."""
 
@@ -187,7 +214,9 @@ class Shown(NamedTuple):
     progress: bool
 
 
-def _embed(options: RunOptions, engine: EngineOptions, sources: Sources, reads: list[Use], told: Shown) -> Summary:
+def _embed(
+    options: RunOptions, engine: EngineOptions, sources: Sources | TableSources, reads: list[Use], told: Shown
+) -> Summary:
     """Check first what is cheap to check, then open the model and embed."""
     from w2v_runtime.bundles import pulling
     from w2v_runtime.commands.progress import shown
@@ -226,20 +255,15 @@ def _embed(options: RunOptions, engine: EngineOptions, sources: Sources, reads: 
         )
 
     if options.output.format == "stdout":
-        with _list_locked(options.output.failures):
-            first_lines = sources.begun()
-            with sources.standard_input() as recording:
-                return stream(open_embedder(), first_lines, options, _tell, recording)
+        with _list_locked(options.output.failures), sources.opened() as inputs:
+            return stream(open_embedder(), inputs, options, _tell)
     header = header_of(bundle, engine.precision, options)
     with locked(options.output.path) as lock, _list_locked(options.output.failures):
         check_earlier(options, header)
-        inputs: Iterable[str] = sources.begun()
-        if options.output.overwrite and exists(options.output.path) and not sources.piped:
-            inputs = list(inputs)
-            written.refuse_inputs(inputs)
-        shown_progress = shown(NAME, sources, options.shard, hidden=not told.progress)
-        with sources.standard_input() as recording, shown_progress as progress:
-            return run(open_embedder, inputs, options, header, written, progress, lock.check, recording)
+        replaced = options.output.overwrite and exists(options.output.path)
+        shown_progress = shown(NAME, sources, hidden=not told.progress)
+        with sources.opened(written if replaced else None) as inputs, shown_progress as progress:
+            return run(open_embedder, inputs, options, header, written, progress, lock.check)
 
 
 def _list_locked(failures: Path | None) -> contextlib.AbstractContextManager[object]:
@@ -253,10 +277,10 @@ def _list_locked(failures: Path | None) -> contextlib.AbstractContextManager[obj
 def _summary_line(summary: Summary, options: RunOptions, passed_over: int) -> str:
     place = "" if options.output.format == "stdout" else f" → {options.output.path}"
     were = "was" if summary.recalled == 1 else "were"
-    finished = f"{terminal.count_of(summary.recalled, 'file')} {were} finished already"
+    finished = f"{terminal.count_of(summary.recalled, summary.one)} {were} finished already"
     if not summary.embedded + summary.failed + summary.written:
         empty = f"shard {options.shard.index}/{options.shard.count} holds none of the inputs"
-        parts = [finished if summary.recalled else empty, *_passed_over(passed_over)]
+        parts = [finished if summary.recalled else empty, *passed_over_words(passed_over)]
         return f"nothing to do: {', '.join(parts)}{place}"
     parts = [finished] if summary.recalled else []
     if summary.pruned:
@@ -264,7 +288,7 @@ def _summary_line(summary: Summary, options: RunOptions, passed_over: int) -> st
     if summary.damaged:
         parts.append(f"{terminal.count_of(summary.damaged, 'damaged line')} of the journal skipped")
     if summary.embedded or not summary.pruned:
-        parts.append(f"{terminal.count_of(summary.embedded, 'file')} embedded")
+        parts.append(f"{terminal.count_of(summary.embedded, summary.one)} embedded")
     if summary.embedded:
         audio, wall = summary.audio_seconds, max(summary.wall_seconds, 1e-9)
         parts.append(f"{_duration(audio)} of audio in {_duration(wall)} ({audio / wall:.1f} × real time)")
@@ -279,75 +303,11 @@ def _summary_line(summary: Summary, options: RunOptions, passed_over: int) -> st
     if summary.failed:
         where = f" (see {options.output.failures_path})" if options.output.failures_path else ""
         parts.append(f"{summary.failed} failed{where}")
-    return ", ".join([*parts, *_passed_over(passed_over)]) + place
+    return ", ".join([*parts, *passed_over_words(passed_over)]) + place
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds:.1f} s"
-
-
-class Sources:
-    """The inputs that the command line names, listed once, and the number of files that were passed over."""
-
-    def __init__(self, arguments: list[str], files_from: str | None, null: bool) -> None:
-        from w2v_runtime.runs.inputs import Listing, list_inputs
-
-        self._arguments, self._files_from = arguments, files_from
-        self.passed_over = 0
-        self.piped = files_from is not None and not os.path.isfile(files_from)
-        self._listing = Listing(list_inputs(arguments, files_from, null, self._pass_over), ahead=not self.piped)
-
-    @property
-    def few(self) -> bool:
-        """Whether the inputs are a few files; finished ones count too, so that a resumed run gives equal results."""
-        files = all(os.path.isfile(name) or name == "-" for name in self._arguments)
-        return self._files_from is None and len(self._arguments) <= _FEW_FILES and files
-
-    def standard_input(self) -> contextlib.AbstractContextManager[BinaryIO | None]:
-        """The recording on standard input as a file that can be read again; None unless ``-`` is an input.
-
-        Raises:
-            AudioError: there is no room for the recording.
-        """
-        from w2v_runtime.audio.source import spooled
-        from w2v_runtime.runs.inputs import STANDARD_INPUT
-
-        if STANDARD_INPUT not in self._arguments:
-            return contextlib.nullcontext()
-        if sys.stdin is None:
-            raise RefusedError("standard input is closed, so no recording can be read from it.")
-        return spooled(sys.stdin.buffer)
-
-    def total(self) -> int | None:
-        """Wait until all inputs are listed, and return their number; None if the run ends before."""
-        return self._listing.total()
-
-    def begun(self) -> Iterator[str]:
-        """Wait for the first input, which for a piped list is its first line, and return an iterator over all inputs.
-
-        Raises:
-            RefusedError: there is no input; the message names the places that were searched.
-        """
-        inputs = iter(self._listing)
-        first = next(inputs, None)
-        if first is None:
-            places = self._arguments[:_NAMED_PLACES]
-            if len(self._arguments) > _NAMED_PLACES:
-                places.append("…")
-            if self._files_from is not None:
-                places.append(f"the list {'on standard input' if self._files_from == '-' else self._files_from}")
-            found = f"no audio was found in {', '.join(places)}"
-            others = "".join(f" ({words})" for words in _passed_over(self.passed_over))
-            raise RefusedError(f"{found}; name recordings, or folders that hold some{others}.")
-        return itertools.chain([first], inputs)
-
-    def _pass_over(self, path: str) -> None:  # noqa: ARG002
-        self.passed_over += 1
-
-
-def _passed_over(files: int) -> list[str]:
-    """The words of the summary line on files in folders that are not recordings; empty if there are none."""
-    return [f"{terminal.count_of(files, 'other file')} passed over"] if files else []
 
 
 def main() -> None:

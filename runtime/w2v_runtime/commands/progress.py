@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 from w2v_runtime.commands import terminal
-from w2v_runtime.runs.inputs import Shard
 from w2v_runtime.runs.summary import Summary
 
 if TYPE_CHECKING:
@@ -25,22 +24,21 @@ class Listed(Protocol):
     """Inputs that are listed while they are used."""
 
     def total(self) -> int | None:
-        """Wait until all inputs are listed, and return their number; None if that is never known."""
+        """Wait until all inputs are listed, and return the number to embed; None if that is never known."""
 
 
 class _State:
     """The state of a run that a bar or a log shows: its latest summary, and the number of inputs once that is known."""
 
-    def __init__(self, inputs: Listed, shard: Shard) -> None:
+    def __init__(self, inputs: Listed) -> None:
         self.summary = Summary()
-        self._inputs, self._shard = inputs, shard
+        self._inputs = inputs
         self._listed: int | None = None
         self._start = time.monotonic()
         threading.Thread(target=self._count, name="w2v-count", daemon=True).start()
 
     def _count(self) -> None:
-        total = self._inputs.total()
-        self._listed = None if total is None else self._shard.size(total)
+        self._listed = self._inputs.total()
 
     @property
     def total(self) -> int | None:
@@ -51,22 +49,22 @@ class _State:
         """The text behind the count of inputs: the stage, or hours of audio, speed and failures."""
         summary = self.summary
         if summary.stage != "embedding":
-            return f"files · {summary.stage}"
+            return f"{summary.one}s · {summary.stage}"
         seconds = summary.audio_seconds + summary.running_seconds
         rate = seconds / max(time.monotonic() - self._start, 1e-9)
-        text = f"files · {seconds / 3600:.2f} h · {rate:.1f} × real time"
+        text = f"{summary.one}s · {seconds / 3600:.2f} h · {rate:.1f} × real time"
         if summary.windowed:
             text = f"{text} · {summary.windowed} in windows"
         return f"{text} · {summary.failed} failed" if summary.failed else text
 
 
 @contextlib.contextmanager
-def shown(name: str, inputs: Listed, shard: Shard, hidden: bool) -> Iterator[Progress]:
+def shown(name: str, inputs: Listed, hidden: bool) -> Iterator[Progress]:
     """Show a run's progress on standard error while the block runs; in a log each line begins with ``name``."""
     if hidden:
         yield lambda summary: None
         return
-    state = _State(inputs, shard)
+    state = _State(inputs)
     with _bar(state) if sys.stderr.isatty() else _log(name, state) as update:
         yield update
 

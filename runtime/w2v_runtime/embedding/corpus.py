@@ -10,27 +10,31 @@ import dataclasses
 import math
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 from w2v_models.errors import AudioError, OutOfMemoryError, RefusedError, W2VError
 from w2v_runtime.audio.reading import Audio
-from w2v_runtime.audio.recordings import Recording
 from w2v_runtime.embedding.batching import BATCH_SECONDS, Pool
+from w2v_runtime.embedding.inputs import WHOLE, Context, Input, Segments
 from w2v_runtime.embedding.long import Advance, Long
 from w2v_runtime.embedding.model import Model
 from w2v_runtime.embedding.results import Embedding, Failure, Request
+from w2v_runtime.embedding.segments import Result, Unit, Wanted, read_segments
 from w2v_runtime.engines.base import CUDA, is_whole
 from w2v_runtime.threads import processors
 from w2v_runtime.threads.stop import Stop
 from w2v_runtime.threads.workers import Task, Workers
 
+T = TypeVar("T")
 #: Limits of what waits decoded for a batch: the number of inputs, and their audio as a multiple of the batch's budget.
 POOL_INPUTS: Final = 512
 POOL_BATCHES: Final = 24
+#: The most seconds that a segment hears on each side.
+MAX_SEGMENT_CONTEXT: Final = 300.0
 #: Seconds of decoded audio that wait for the pool, beyond which no further input is decoded.
 AHEAD_SECONDS: Final = 1200.0
 
@@ -41,7 +45,8 @@ class CorpusOptions:
 
     ``channel`` is a number from 0, None the mean of all channels. ``pad_short`` pads audio that is too short with
     silence; ``strict`` makes warnings failures. ``batch_seconds`` is the largest batch with its padding, None the
-    device's default; ``jobs`` is the number of decoding threads, None that of the processors.
+    device's default; ``jobs`` is the number of decoding threads, None that of the processors. ``segment_context`` is
+    what a segment hears: seconds on each side, or ``whole``.
 
     Raises:
         RefusedError: a value is out of bounds or of another type.
@@ -52,6 +57,7 @@ class CorpusOptions:
     strict: bool = False
     batch_seconds: float | None = None
     jobs: int | None = None
+    segment_context: Context = 0.0
 
     def __post_init__(self) -> None:
         if self.channel is not None and not (is_whole(self.channel) and self.channel >= 0):
@@ -61,32 +67,24 @@ class CorpusOptions:
             raise RefusedError(f"batch_seconds (--batch-seconds) must be positive, not {seconds!r}.")
         if self.jobs is not None and not (is_whole(self.jobs) and self.jobs >= 1):
             raise RefusedError(f"jobs (--jobs) must be a whole number, at least 1, not {self.jobs!r}.")
+        context = self.segment_context
+        number = isinstance(context, Real) and not isinstance(context, bool) and 0 <= context <= MAX_SEGMENT_CONTEXT
+        if not number and context != WHOLE:
+            raise RefusedError(
+                f"context (--segment-context) must be 0 to {MAX_SEGMENT_CONTEXT:g} seconds or {WHOLE}, not {context!r}."
+            )
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> CorpusOptions:
-        """Build the options from keyword arguments.
+    def of(cls, options: Mapping[str, Any], context: Context = 0.0, call: str = "embed_files") -> CorpusOptions:
+        """Build the options from the keyword arguments of a ``call``, and a context.
 
         Raises:
             TypeError: an option is unknown; the message names the known ones.
         """
-        known = [option.name for option in dataclasses.fields(cls)]
+        known = [option.name for option in dataclasses.fields(cls) if option.name != "segment_context"]
         if unknown := [name for name in options if name not in known]:
-            raise TypeError(f"embed_files has no option {', '.join(unknown)}; its options are {', '.join(known)}.")
-        return cls(**options)
-
-
-@dataclass(frozen=True)
-class Input:
-    """One input: its position among the inputs of this run, from 0, its path, and its recording if it is not a file."""
-
-    position: int
-    path: str
-    recording: Recording | None = None
-
-    @property
-    def source(self) -> Recording:
-        """The recording to read: ``recording``, or else the file at ``path``."""
-        return self.path if self.recording is None else self.recording
+            raise TypeError(f"{call} has no option {', '.join(unknown)}; its options are {', '.join(known)}.")
+        return cls(**options, segment_context=context)
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def embed_paths(
 
 
 def embed_in_order(
-    model: Model, inputs: Iterable[Input], request: Request, options: CorpusOptions
+    model: Model, inputs: Iterable[Input | Segments], request: Request, options: CorpusOptions
 ) -> Generator[Embedding | Failure, None, None]:
     """Embed inputs and yield their results in the order of their positions, which count from 0."""
     waiting: dict[int, Embedding | Failure] = {}
@@ -124,7 +122,7 @@ def embed_in_order(
 
 def embed_inputs(
     model: Model,
-    inputs: Iterable[Input],
+    inputs: Iterable[Input | Segments],
     request: Request,
     options: CorpusOptions,
     advance: Advance = lambda seconds: None,
@@ -147,7 +145,7 @@ def embed_inputs(
 
 
 def _embed_batches(
-    model: Model, inputs: Iterable[Input], request: Request, options: CorpusOptions, advance: Advance
+    model: Model, inputs: Iterable[Input | Segments], request: Request, options: CorpusOptions, advance: Advance
 ) -> Generator[Finished, None, None]:
     engine, jobs = model.engine, options.jobs or processors.available()
     engine.prepare(model.outputs(request))
@@ -166,7 +164,7 @@ def _embed_batches(
         raise faults[0]
 
 
-def _until_fault(inputs: Iterable[Input], faults: list[Exception]) -> Iterator[Input]:
+def _until_fault(inputs: Iterable[Input | Segments], faults: list[Exception]) -> Iterator[Input | Segments]:
     """Yield inputs until the iterable ends or raises; the exception is added to ``faults``."""
     try:
         yield from inputs
@@ -174,42 +172,43 @@ def _until_fault(inputs: Iterable[Input], faults: list[Exception]) -> Iterator[I
         faults.append(fault)
 
 
-@dataclass(frozen=True, eq=False)
-class _Decoded:
-    """An input and its audio, or a Failure if it could not be read."""
+class _Step(NamedTuple):
+    """Units that are decoded, and the reading that goes on from there; None at the end of an input."""
 
-    input: Input
-    audio: Audio | Long | Failure
-
-    @property
-    def held(self) -> float:
-        """The seconds of audio in memory."""
-        held = isinstance(self.audio, Audio) or (isinstance(self.audio, Long) and self.audio.held)
-        return self.audio.duration if held else 0.0  # type: ignore[union-attr]
+    units: list[Unit]
+    rest: Iterator[list[Unit]] | None = None
 
 
-def _decode_ahead(work: _Work, inputs: Iterable[Input], decoder: Workers, jobs: int) -> Iterator[_Decoded]:
+def _decode_ahead(work: _Work, inputs: Iterable[Input | Segments], decoder: Workers, jobs: int) -> Iterator[Unit]:
     """Decode inputs on threads, a few ahead of their use, and yield them in order, so that batches are always the same.
 
     So much audio at most waits in memory: :data:`AHEAD_SECONDS`, and what two inputs a thread may hold beyond that.
     """
-    ahead: deque[Task[_Decoded]] = deque()
+    ahead: deque[Task[_Step]] = deque()
+
+    def first() -> Iterator[Unit]:
+        step = ahead.popleft().result()
+        if step.rest is not None:
+            ahead.appendleft(decoder.submit(partial(work.next_step, step.rest)))
+        yield from step.units
+
     for item in inputs:
         ahead.append(decoder.submit(partial(work.decode, item)))
         while len(ahead) > 4 * jobs or _enough(ahead, 2 * jobs):
-            yield ahead.popleft().result()
+            yield from first()
     while ahead:
-        yield ahead.popleft().result()
+        yield from first()
 
 
-def _enough(ahead: deque[Task[_Decoded]], most_open: int) -> bool:
+def _enough(ahead: deque[Task[_Step]], most_open: int) -> bool:
     finished = [task for task in ahead if task.done]
-    return len(ahead) - len(finished) > most_open or sum(task.result().held for task in finished) > AHEAD_SECONDS
+    held = sum(unit.held for task in finished for unit in task.result().units)
+    return len(ahead) - len(finished) > most_open or held > AHEAD_SECONDS
 
 
-def _batches(work: _Work, decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
-    """Group decoded inputs into batches, long inputs into batches of their own; failed inputs are put into the next."""
-    pool, failed, long = work.pool, list[_Decoded](), list[_Decoded]()
+def _batches(work: _Work, decoded: Iterator[Unit]) -> Iterator[list[Unit]]:
+    """Group decoded units into batches, long units into batches of their own; failed ones are put into the next."""
+    pool, failed, long = work.pool, list[Unit](), list[Unit]()
     for item in decoded:
         if isinstance(item.audio, Failure):
             failed.append(item)
@@ -242,74 +241,126 @@ class _Work:
     pool: Pool
     stop: Stop = field(default_factory=Stop)
 
-    def decode(self, item: Input) -> _Decoded:
-        """Read an input's audio; what cannot be read becomes a Failure."""
+    def decode(self, item: Input | Segments) -> _Step:
+        """Read an input's audio, or begin with a recording's segments; what cannot be read becomes a Failure."""
+        if isinstance(item, Segments):
+            options, inputs = self.options, item.inputs
+            steps = read_segments(
+                self.model,
+                item,
+                self.request,
+                options.segment_context,
+                options.channel,
+                options.pad_short,
+                self.stop,
+            )
+            return self.next_step(self._until_error(inputs, steps))
+        audio = self._read((item,), lambda: self.model.read(item.source, *self._reading(), self.stop))
+        return _Step([audio] if isinstance(audio, Unit) else self._refused(Unit((Wanted(item),), audio)))
+
+    def _reading(self) -> tuple[int | None, bool]:
+        return self.options.channel, self.options.pad_short
+
+    def next_step(self, steps: Iterator[list[Unit]]) -> _Step:
+        """Read on in the segments of a recording."""
+        units = next(steps, None)
+        return _Step([]) if units is None else _Step([part for unit in units for part in self._refused(unit)], steps)
+
+    def _until_error(self, inputs: tuple[Input, ...], steps: Iterator[list[Unit]]) -> Iterator[list[Unit]]:
+        """Yield the steps; if the recording fails, its segments that no step held fail for the same reason."""
+        done = set[int]()
+        while True:
+            units = self._read(inputs, lambda: next(steps, None))
+            if units is None:
+                return
+            if isinstance(units, Unit):
+                yield [Unit(tuple(want for want in units.wanted if want.input.position not in done), units.audio)]
+                return
+            done.update(want.input.position for unit in units for want in unit.wanted)
+            yield units
+
+    def _read(self, inputs: tuple[Input, ...], reading: Callable[[], T]) -> T | Unit:
+        """The result of a reading, or a unit with the failure of the inputs."""
+        wanted, path = tuple(map(Wanted, inputs)), inputs[0].path
         try:
-            audio = self.model.read(item.source, self.options.channel, self.options.pad_short, self.stop)
-            self._refuse_warnings(audio.warnings)
-            return _Decoded(item, audio)
+            return reading()
         except (AudioError, MemoryError) as error:
-            return _Decoded(item, _failure(item, "read", error))
+            return Unit(wanted, Failure(path, "read", str(error) or "out of memory"))
         except W2VError:
             raise
         except Exception as error:  # a fault of ours, or of a decoder: it costs this input, not the run
-            reason = f"unexpected {type(error).__name__}: {error}"
-            return _Decoded(item, Failure(item.path, "read", reason))
+            return Unit(wanted, Failure(path, "read", f"unexpected {type(error).__name__}: {error}"))
 
-    def embed(self, batch: list[_Decoded]) -> Finished:
-        """Embed a batch, of which all inputs are long or none."""
-        failed = [(item.input, item.audio) for item in batch if isinstance(item.audio, Failure)]
-        long = [(item.input, item.audio) for item in batch if isinstance(item.audio, Long)]
+    def _refused(self, unit: Unit) -> list[Unit]:
+        """The unit; if the options are strict, what has warnings is a failure: all of it, or inputs on their own."""
+        if not self.options.strict or isinstance(unit.audio, Failure):
+            return [unit]
+        if unit.audio.warnings:
+            return [Unit(unit.wanted, Failure(unit.wanted[0].input.path, "read", "; ".join(unit.audio.warnings)))]
+        fine = tuple(want for want in unit.wanted if not want.warnings)
+        refused = [
+            Unit((want,), Failure(want.input.path, "read", "; ".join(want.warnings)))
+            for want in unit.wanted
+            if want.warnings
+        ]
+        return [*refused, Unit(fine, unit.audio)] if fine else refused
+
+    def embed(self, batch: list[Unit]) -> Finished:
+        """Embed a batch, of which all units are long or none."""
+        results = [
+            (want.input, want.input.failure(unit.audio.stage, unit.audio.reason))
+            for unit in batch
+            if isinstance(unit.audio, Failure)
+            for want in unit.wanted
+        ]
+        long = [(unit, unit.audio) for unit in batch if isinstance(unit.audio, Long)]
+        ready = [(unit, unit.audio) for unit in batch if isinstance(unit.audio, Audio)]
         if long:
-            return self._embed_long(long)
-        ready = [(item.input, item.audio) for item in batch if isinstance(item.audio, Audio)]
-        embedded = zip([item for item, _ in ready], self._embed(ready), strict=True)
+            samples = sum(audio.samples for _, audio in long)
+            return Finished((*results, *self._embed_long(long)), samples, samples)
         lengths = [len(audio.samples) for _, audio in ready]
-        return Finished((*failed, *embedded), sum(lengths), max(lengths, default=0) * len(lengths))
+        return Finished((*results, *self._embed(ready)), sum(lengths), max(lengths, default=0) * len(lengths))
 
-    def _embed_long(self, items: list[tuple[Input, Long]]) -> Finished:
-        recordings = [(item.path, long) for item, long in items]
-        seconds = self.options.batch_seconds
-        answers = self.model.embed_long(recordings, self.request, self.advance, self.stop, seconds)
-        results = tuple(
-            (item, answer if isinstance(answer, Embedding) else _failure(item, _stage(answer), answer))
-            for (item, _), answer in zip(items, answers, strict=True)
-        )
-        samples = sum(long.samples for _, long in items)
-        return Finished(results, samples, samples)
+    def _embed_long(self, units: list[tuple[Unit, Long]]) -> list[Result]:
+        chosen = self.advance, self.stop, self.options.batch_seconds
+        if units[0][0].wanted[0].span is not None:
+            answers = self.model.embed_long_spans([(audio, unit.spans) for unit, audio in units], self.request, *chosen)
+            return [
+                result
+                for (unit, _), answer in zip(units, answers, strict=True)
+                for result in unit.results(answer if isinstance(answer, list) else [answer] * len(unit.wanted))
+            ]
+        recordings = [(unit.wanted[0].input.path, audio) for unit, audio in units]
+        embedded = self.model.embed_long(recordings, self.request, *chosen)
+        return [result for (unit, _), one in zip(units, embedded, strict=True) for result in unit.results([one])]
 
-    def _embed(self, items: list[tuple[Input, Audio]]) -> list[Embedding | Failure]:
-        """Embed a batch. If the engine fails, each half is tried again, so that only an input that fails alone is lost.
+    def _embed(self, units: list[tuple[Unit, Audio]]) -> list[Result]:
+        """Embed a batch. If the engine fails, each half is tried again, so that only a unit that fails alone is lost.
 
         After the engine ran out of memory, no later batch of the pool is larger than the halves.
         """
-        if not items:
+        if not units:
             return []
-        paths, audios = [item.path for item, _ in items], [audio for _, audio in items]
         try:
-            return list(self.model.embed_batch(paths, audios, self.request, self.stop))
+            return self._embedded(units)
         except (W2VError, MemoryError) as error:
             self.stop.check()
-            if len(items) == 1:
-                return [_failure(items[0][0], "embed", error)]
+            if len(units) == 1:
+                return [(want.input, want.input.failure("embed", error)) for want in units[0][0].wanted]
             if isinstance(error, OutOfMemoryError):
-                longest = max(len(audio.samples) for audio in audios)
-                self.pool.budget = min(self.pool.budget, longest * len(items) // 2)
-            half = len(items) // 2
-            return self._embed(items[:half]) + self._embed(items[half:])
+                longest = max(len(audio.samples) for _, audio in units)
+                self.pool.budget = min(self.pool.budget, longest * len(units) // 2)
+            half = len(units) // 2
+            return self._embed(units[:half]) + self._embed(units[half:])
 
-    def _refuse_warnings(self, warnings: tuple[str, ...]) -> None:
-        if self.options.strict and warnings:
-            raise AudioError("; ".join(warnings))
-
-
-def _stage(error: W2VError | MemoryError) -> str:
-    """Where a long recording failed; it is read again while it is embedded."""
-    return "read" if isinstance(error, AudioError) else "embed"
-
-
-def _failure(item: Input, stage: str, error: W2VError | MemoryError) -> Failure:
-    return Failure(item.path, stage, str(error) or "out of memory")
+    def _embedded(self, units: list[tuple[Unit, Audio]]) -> list[Result]:
+        audios = [audio for _, audio in units]
+        if units[0][0].wanted[0].span is not None:
+            answers = self.model.embed_spans(audios, [unit.spans for unit, _ in units], self.request, self.stop)
+            return [result for (unit, _), told in zip(units, answers, strict=True) for result in unit.results(told)]
+        paths = [unit.wanted[0].input.path for unit, _ in units]
+        embedded = self.model.embed_batch(paths, audios, self.request, self.stop)
+        return [result for (unit, _), one in zip(units, embedded, strict=True) for result in unit.results([one])]
 
 
 @contextlib.contextmanager

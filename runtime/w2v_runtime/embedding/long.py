@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ from w2v_runtime.embedding.batching import pad
 from w2v_runtime.embedding.moments import MelMoments, WaveformMoments
 from w2v_runtime.embedding.pooling import RunningPool
 from w2v_runtime.embedding.results import Embedding, Request, assembled
+from w2v_runtime.embedding.spans import Answer, Span, SpanPools, outputs_of_spans
 from w2v_runtime.embedding.windows import Window, Windowing, narrowed, plan_windows
 from w2v_runtime.engines.base import Engine
 from w2v_runtime.files.scratch import float_array
@@ -122,12 +123,30 @@ def embed_long(run: LongRun, recordings: Sequence[tuple[str, Long]]) -> list[Emb
         StorageError: ``scratch`` has no room for the frames.
         W2VError: ``stop`` ended the run.
     """
+    states = [_Recording(run, long) for _, long in recordings]
+    _embed(run, states)
+    return [state.result(path) for state, (path, _) in zip(states, recordings, strict=True)]
+
+
+def embed_long_spans(
+    run: LongRun, recordings: Sequence[tuple[Long, Sequence[Span]]]
+) -> list[list[Answer | W2VError] | W2VError | MemoryError]:
+    """Embed spans of long recordings' frames: an answer for each span, or the error of the recording.
+
+    Raises:
+        W2VError: ``stop`` ended the run.
+    """
+    states = [_Recording(run, long, spans) for long, spans in recordings]
+    _embed(run, states)
+    return [state.answers() for state in states]
+
+
+def _embed(run: LongRun, states: Sequence[_Recording]) -> None:
     conv, rate = run.manifest.architecture.conv, run.manifest.architecture.sample_rate
-    states = [_Recording(run, path, long) for path, long in recordings]
     piece = max(1, round(PIECE_SECONDS * rate / conv.stride))
     size = max(1, int(run.budget // PIECE_SECONDS))
     pieces = _pieces(run, states, piece)
-    if not all(long.held for _, long in recordings):
+    if not all(state.long.held for state in states):
         pieces = ahead(pieces, _READ_AHEAD * size, "w2v-read-ahead")
     windows = _Windows(run)
     with contextlib.closing(pieces):
@@ -137,7 +156,6 @@ def embed_long(run: LongRun, recordings: Sequence[tuple[str, Long]]) -> list[Emb
                 for window, seen in recording.ready():
                     windows.add(recording, window, seen)
     windows.flush()
-    return [state.result() for state in states]
 
 
 class _Piece(NamedTuple):
@@ -157,7 +175,7 @@ def _pieces(run: LongRun, recordings: Sequence[_Recording], frames: int) -> Gene
         )
         try:
             with recording.long.open() as blocks:
-                for samples in _cut(blocks, spans):
+                for samples in cut(blocks, spans):
                     run.stop.check()
                     if recording.error is not None:
                         break
@@ -170,7 +188,7 @@ def _pieces(run: LongRun, recordings: Sequence[_Recording], frames: int) -> Gene
             recording.error = AudioError(f"unexpected {type(error).__name__}: {error}")
 
 
-def _cut(blocks: Iterable[Samples], spans: Iterable[tuple[int, int]]) -> Iterator[Samples]:
+def cut(blocks: Iterable[Samples], spans: Iterable[tuple[int, int]]) -> Iterator[Samples]:
     """Yield the samples of each span, begin to end, holding one of them in memory; stop early if the blocks end."""
     stream, held, offset = iter(blocks), np.empty(0, np.float32), 0
     for begin, end in spans:
@@ -213,13 +231,15 @@ def _computed(run: LongRun, batch: list[_Piece]) -> list[Frames]:
 class _Recording:
     """A long recording in progress: the features that wait for a window, the windows to come, and the answer so far."""
 
-    def __init__(self, run: LongRun, path: str, long: Long) -> None:
-        self.path, self.long = path, long
+    def __init__(self, run: LongRun, long: Long, spans: Sequence[Span] | None = None) -> None:
+        self.long = long
         self.error: W2VError | MemoryError | None = None
         architecture = run.manifest.architecture
         self.frames = architecture.conv.num_frames(long.samples)
         self.whole = long.samples <= run.windowing.whole_samples(architecture.sample_rate)
-        self.answer: _Whole | _Windowed = _Whole(run) if self.whole else _Windowed(run, self.frames)
+        self.answer: _Whole | _Windowed | _Spans = _Whole(run) if self.whole else _Windowed(run, self.frames)
+        if spans is not None:
+            self.answer = _Spans(run, spans)
         self._windows = iter([Window(0, self.frames, 0, self.frames)])
         if not self.whole:
             margin = run.head.margin if run.head else 0
@@ -248,13 +268,21 @@ class _Recording:
             del held
             yield window, seen
 
-    def result(self) -> Embedding | W2VError | MemoryError:
+    def result(self, path: str) -> Embedding | W2VError | MemoryError:
+        """The embedding of the recording at ``path``, or why there is none."""
+        if error := self._failed():
+            return error
+        values, columns = cast(_Whole | _Windowed, self.answer).result()
+        return Embedding(path, values, self.long.duration, columns, self.long.warnings)
+
+    def answers(self) -> list[Answer | W2VError] | W2VError | MemoryError:
+        """The answer of each span, or why there is none."""
+        return self._failed() or cast(_Spans, self.answer).result()
+
+    def _failed(self) -> W2VError | MemoryError | None:
         if self.error is None and self.answer.frames != self.frames:
             self.error = AudioError("changed while it was read; embed it again.")
-        if self.error is not None:
-            return self.error
-        values, columns = self.answer.result()
-        return Embedding(self.path, values, self.long.duration, columns, self.long.warnings)
+        return self.error
 
 
 class _Windows:
@@ -388,6 +416,23 @@ class _Windowed:
             return self._values, columns
         pooled = [pool.result(self._request.pooling) for pool in self._pools]
         return np.stack(pooled) if len(pooled) > 1 else pooled[0], columns
+
+
+class _Spans:
+    """The answers for spans of a recording, whole or in windows."""
+
+    def __init__(self, run: LongRun, spans: Sequence[Span]) -> None:
+        self._run, self._step = run, run.manifest.architecture.step(run.request.layers[0])
+        self._pools = SpanPools(run.request, run.head, spans)
+        self.names = outputs_of_spans(run.request, run.head)
+        self.frames = 0
+
+    def add(self, window: Window, outputs: list[npt.NDArray[Any]]) -> None:
+        self.frames += window.last - window.first
+        self._pools.add(window.narrowed(self._step), outputs)
+
+    def result(self) -> list[Answer | W2VError]:
+        return self._pools.answers(self._run.engine, self._run.stop)
 
 
 class _HeadOutput:

@@ -34,10 +34,11 @@ from w2v_runtime.audio.recordings import Recording, can_be_read_again
 from w2v_runtime.audio.source import Source
 from w2v_runtime.bundles import pulling
 from w2v_runtime.embedding.batching import BATCH_SECONDS, pad
-from w2v_runtime.embedding.long import Advance, Long, LongRun, embed_long, survey
+from w2v_runtime.embedding.long import Advance, Long, LongRun, embed_long, embed_long_spans, survey
 from w2v_runtime.embedding.opening import Opening, shared_engine
 from w2v_runtime.embedding.results import Embedding, FrameTimes, Request, assembled
-from w2v_runtime.embedding.windows import DEFAULT_WINDOWING, Windowing, narrowed
+from w2v_runtime.embedding.spans import Answer, Span, SpanPools, outputs_of_spans
+from w2v_runtime.embedding.windows import DEFAULT_WINDOWING, Window, Windowing, narrowed
 from w2v_runtime.engines.base import Engine, stored_precision
 from w2v_runtime.engines.choice import open_engine
 from w2v_runtime.threads.stop import Stop
@@ -185,6 +186,15 @@ class Model:
                     if samples > most:
                         return self._surveyed(recording, channel, itertools.chain(_emptied(blocks), rest), stream, stop)
                 audio = Audio(concatenate(blocks), self.sample_rate, stream.duration, stream.warnings)
+        return self.prepared(audio, pad_short, stop)
+
+    def prepared(self, audio: Audio, pad_short: bool = False, stop: Stop | None = None) -> Audio | Long:
+        """Audio in memory as :meth:`embed_batch` takes it, or :meth:`embed_long` if it is long.
+
+        Raises:
+            AudioError: it is too short for one frame or for the head, and ``pad_short`` is not given.
+            W2VError: ``stop`` ended the survey.
+        """
         return self.long(audio, stop) if self.is_long(audio) else self._long_enough(audio, pad_short)
 
     def is_long(self, audio: Audio) -> bool:
@@ -238,19 +248,35 @@ class Model:
             StorageError: there is no room for the frames of a recording.
             W2VError: ``stop`` ended the run.
         """
-        budget = batch_seconds or BATCH_SECONDS[self.engine.device]
-        run = LongRun(
+        return embed_long(self._long_run(request, advance, stop, batch_seconds), recordings)
+
+    def embed_long_spans(
+        self,
+        recordings: Sequence[tuple[Long, Sequence[Span]]],
+        request: Request,
+        advance: Advance = lambda seconds: None,
+        stop: Stop | None = None,
+        batch_seconds: float | None = None,
+    ) -> list[list[Answer | W2VError] | W2VError | MemoryError]:
+        """As :meth:`embed_long`, with an answer for each of the given spans of a recording's frames.
+
+        Raises:
+            W2VError: ``stop`` ended the run.
+        """
+        return embed_long_spans(self._long_run(request, advance, stop, batch_seconds), recordings)
+
+    def _long_run(self, request: Request, advance: Advance, stop: Stop | None, batch_seconds: float | None) -> LongRun:
+        return LongRun(
             self.engine,
             self.manifest,
             self.windowing,
             request,
             self.head(request),
-            budget,
+            batch_seconds or BATCH_SECONDS[self.engine.device],
             advance,
             stop or Stop(),
             self._scratch,
         )
-        return embed_long(run, recordings)
 
     def embed_batch(
         self, paths: Sequence[str], audios: Sequence[Audio], request: Request, stop: Stop | None = None
@@ -267,13 +293,31 @@ class Model:
         frame_columns = head is not None and head.level == "frame"
         embeddings = []
         for i, (path, audio) in enumerate(zip(paths, audios, strict=True)):
-            end = self._frames(request, len(audio.samples)) if request.level == "frame" else None
+            end = self.frames(request, len(audio.samples)) if request.level == "frame" else None
             values = assembled([array[i, :end] for array in outputs.values()], request)
             logits = None if columns is None else columns[i, : end if frame_columns else None].copy()
             if not (np.isfinite(values).all() and (logits is None or np.isfinite(logits).all())):
                 raise W2VError("the model's answer is not finite; its weights may be damaged: w2v-models verify.")
             embeddings.append(Embedding(path, values, audio.duration, logits, audio.warnings))
         return embeddings
+
+    def embed_spans(
+        self, audios: Sequence[Audio], spans: Sequence[Sequence[Span]], request: Request, stop: Stop | None = None
+    ) -> list[list[Answer | W2VError]]:
+        """Embed audio in memory as one padded batch, and return an answer for each of the spans of each item.
+
+        Raises:
+            W2VError: the engine failed, a value or logit is not finite, or ``stop`` ended the run.
+        """
+        head = self.head(request)
+        names = outputs_of_spans(request, head)
+        arrays = self.forward([audio.samples for audio in audios], names, 0.0, request.layer_weights, stop)
+        answers = []
+        for i, (audio, chosen) in enumerate(zip(audios, spans, strict=True)):
+            pools, frames = SpanPools(request, head, chosen), self.frames(request, len(audio.samples))
+            pools.add(Window(0, frames, 0, frames), [array[i] for array in arrays])
+            answers.append(pools.answers(self.engine, stop or Stop()))
+        return answers
 
     def outputs(self, request: Request) -> list[str]:
         """Names of the graph's outputs that a request needs: its vectors layer by layer, then what belongs to them.
@@ -286,7 +330,7 @@ class Model:
             return [frames_output(layer) for layer in request.layers] + columns
         return [pooled_output(layer, name) for layer in request.layers for name in request.pooling] + columns
 
-    def _frames(self, request: Request, samples: int) -> int:
+    def frames(self, request: Request, samples: int) -> int:
         """Frames of a request's layers in a waveform."""
         architecture = self.manifest.architecture
         return narrowed(architecture.conv.num_frames(samples), architecture.step(request.layers[0]))

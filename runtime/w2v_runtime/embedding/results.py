@@ -14,6 +14,7 @@ import numpy.typing as npt
 from w2v_models.errors import RefusedError
 from w2v_models.manifest import LAST_LAYER, WEIGHTED_LAYERS
 from w2v_runtime.embedding.layer_weights import normalised
+from w2v_runtime.tables.rows import Value
 
 Level = Literal["utterance", "frame"]
 Pooling = Literal["mean", "std", "min", "max"]
@@ -56,14 +57,30 @@ class FrameTimes:
         return np.round(np.arange(frames) * self.step + self.width, 9)
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A part of a recording, from ``start`` to ``end`` seconds; ``end`` None is the end of the recording.
+
+    ``channel`` counts from 0; None is what the options say. ``fields`` are what the segment's row of a table holds
+    beside that, in the order of the table's columns. ``first`` is, in a result, the start of its first frame in seconds
+    of the recording.
+    """
+
+    start: float
+    end: float | None = None
+    channel: int | None = None
+    fields: tuple[Value, ...] = ()
+    first: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """One embedded input.
+    """One embedded input, a recording or a segment of one.
 
     ``values`` is float32: (D,) for an utterance, (T, D) for frames; with several layers (layers, D) and
     (T, layers, D). D is the hidden size, times the number of poolings of an utterance.
     ``logits`` is the head's output: (K,), or (T, K) of a frame-level head; None without a head.
-    ``duration`` is the input's length in seconds.
+    ``duration`` is the input's length in seconds. ``segment`` is None for a whole recording.
     """
 
     path: str
@@ -71,6 +88,22 @@ class Embedding:
     duration: float
     logits: npt.NDArray[np.float32] | None = None
     warnings: tuple[str, ...] = ()
+    segment: Segment | None = None
+
+    @property
+    def start(self) -> float:
+        """Where the input begins in its recording, in seconds: 0 unless it is a segment."""
+        return 0.0 if self.segment is None else self.segment.start
+
+    @property
+    def end(self) -> float:
+        """Where the input ends in its recording, in seconds, to the nanosecond."""
+        return self.duration if self.segment is None else round(self.segment.start + self.duration, 9)
+
+    @property
+    def name(self) -> str:
+        """The path, and of a segment its times: what its warnings are listed by."""
+        return self.path if self.segment is None else f"{self.path}[{self.start}:{self.end}]"
 
 
 @dataclass(frozen=True)

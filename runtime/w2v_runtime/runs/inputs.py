@@ -6,6 +6,7 @@ table in :mod:`w2v_runtime.audio.formats`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
@@ -41,6 +42,13 @@ class Shard:
     def holds(self, position: int) -> bool:
         """Whether the input at ``position`` (from 0) belongs to this part."""
         return position % self.count == self.index - 1
+
+    def holds_name(self, name: str) -> bool:
+        """Whether all segments of the recording with this name belong to this part."""
+        if self.count == 1:
+            return True
+        digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % self.count == self.index - 1
 
     def size(self, inputs: int) -> int:
         """How many of ``inputs`` inputs belong to this part."""

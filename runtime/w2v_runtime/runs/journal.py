@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import OutputError
-from w2v_runtime.embedding.results import Embedding
+from w2v_runtime.embedding.results import Embedding, Segment
 from w2v_runtime.files.durable import flush, replace, sync_folder
 from w2v_runtime.files.outputs import EARLIER_SUFFIXES, JOURNAL_SUFFIX, VALUES_SUFFIX, beside, hidden
 from w2v_runtime.runs.inputs import is_shard
@@ -39,6 +39,8 @@ _BLOCK_BYTES: Final = 2**20
 _MAX_NUMBER: Final = 2**61
 _FIRST_BYTES: Final = b'{"fingerprint":'
 _NEW_SUFFIX: Final = ".new"
+#: The key of a fingerprint that says what the segments of a table hear; absent in runs over whole recordings.
+SEGMENTS: Final = "segment_context"
 #: No more of a first line is read: a longer one is not a journal's.
 _MAX_LINE_BYTES: Final = 2**28
 
@@ -118,6 +120,7 @@ class Entry:
     duration: float
     logits: tuple[float, ...] | None
     warnings: tuple[str, ...]
+    segment: Segment | None = None
 
     @classmethod
     def of(cls, embedding: Embedding, stamp: Stamp, index: int, offset: int | None) -> Entry:
@@ -134,7 +137,13 @@ class Entry:
             duration=embedding.duration,
             logits=None if logits is None or by_frame else tuple(logits.tolist()),
             warnings=embedding.warnings,
+            segment=embedding.segment,
         )
+
+    @property
+    def key(self) -> str:
+        """By what an input is recognised: its path, and of a segment where it lies."""
+        return key_of(self.path, self.segment)
 
     @property
     def size(self) -> int:
@@ -150,11 +159,16 @@ class Entry:
         """The result, made of this entry, its values and, for a frame-level head, its logits (T, K)."""
         if self.logits is not None:
             logits = np.array(self.logits, np.float32)
-        return Embedding(self.path, values, self.duration, logits, self.warnings)
+        return Embedding(self.path, values, self.duration, logits, self.warnings, self.segment)
 
     def to_line(self) -> bytes:
         # Not dataclasses.asdict, which copies every value in depth: journals have a line for each of many inputs.
-        return _line(vars(self) | {"stamp": vars(self.stamp)})
+        data = vars(self) | {"stamp": vars(self.stamp)}
+        if self.segment is None:
+            del data["segment"]
+        else:
+            data["segment"] = vars(self.segment)
+        return _line(data)
 
     @classmethod
     def parse(cls, line: bytes, checksums: bool = True) -> Entry | None:
@@ -169,6 +183,7 @@ class Entry:
                 logits_shape=_tuple(data.pop("logits_shape")),
                 warnings=tuple(data.pop("warnings")),
                 logits=_tuple(data.pop("logits")),
+                segment=_segment(data.pop("segment", None)),
                 **data,
             )
         except (KeyError, TypeError):
@@ -189,7 +204,13 @@ class Entry:
             and (stamp.sha256 is None or type(stamp.sha256) is str)
             and all(type(x) in (int, float) and abs(x) <= _MAX_NUMBER for x in (self.duration, *(self.logits or ())))
             and all(type(warning) is str for warning in self.warnings)
+            and (self.segment is None or _is_segment(self.segment))
         )
+
+
+def key_of(path: str, segment: Segment | None) -> str:
+    """By what an input is recognised among the results of earlier runs."""
+    return path if segment is None else f"{path}\0{segment.start!r}\0{segment.end!r}\0{segment.channel}"
 
 
 @dataclass(frozen=True)
@@ -205,7 +226,8 @@ class Header:
     """A journal's first line: what the run computes (``fingerprint``), its shard, and whether its output is complete.
 
     ``inputs`` describes all inputs, and ``failed`` holds the indices among them of this shard's inputs without a
-    result. Both are None until the list of inputs has ended, and in journals of the previous release.
+    result. Both are None until the list of inputs has ended, and in journals of the previous release. ``listed`` counts
+    this shard's inputs where that does not follow from their number: segments are shared out by recording.
     """
 
     fingerprint: dict[str, Any]
@@ -214,6 +236,7 @@ class Header:
     inputs: Inputs | None = None
     failed: tuple[int, ...] | None = None
     format: int = JOURNAL_FORMAT
+    listed: int | None = None
 
     @classmethod
     def read(cls, journal: Path) -> Header | None:
@@ -266,7 +289,7 @@ class Header:
 
     def _is_sound(self) -> bool:
         inputs = Inputs(0, "") if self.inputs is None else self.inputs
-        counts = (inputs.count, *(self.failed or ()))
+        counts = (inputs.count, self.listed or 0, *(self.failed or ()))
         return (
             type(self.fingerprint) is dict
             and type(self.shard) is str
@@ -281,27 +304,16 @@ class Header:
         """Whether the lines of this journal have checksums."""
         return self.format != _EARLIER_FORMAT
 
-    def to_line(self) -> bytes:
-        return _line(dataclasses.asdict(self))
-
-
-class InputList:
-    """Counts and hashes the inputs of a run as they are iterated: shards of the same list of inputs can be merged."""
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._paths = paths
-        self._count, self._hash = 0, hashlib.sha256()
-
-    def __iter__(self) -> Iterator[str]:
-        for path in self._paths:
-            self._hash.update(os.fsencode(path) + b"\0")
-            self._count += 1
-            yield path
-
     @property
-    def seen(self) -> Inputs:
-        """Count and hash of the inputs so far: of all inputs, once the iterator is exhausted."""
-        return Inputs(self._count, self._hash.hexdigest())
+    def by_rows(self) -> bool:
+        """Whether the inputs are the segments of a table: each one's index is its row, in every shard."""
+        return SEGMENTS in self.fingerprint
+
+    def to_line(self) -> bytes:
+        data = dataclasses.asdict(self)
+        if self.listed is None:
+            del data["listed"]
+        return _line(data)
 
 
 def read_entries(journal: Path, checksums: bool = True) -> Iterator[Entry | None]:
@@ -380,6 +392,19 @@ def drop_earlier(output: Path) -> None:
 def rewritten(journal: Path) -> Path:
     """The path at which a journal is rewritten before it is renamed to ``journal``."""
     return journal.with_name(journal.name + _NEW_SUFFIX)
+
+
+def _segment(data: dict[str, Any] | None) -> Segment | None:
+    return None if data is None else Segment(**(data | {"fields": tuple(data["fields"])}))
+
+
+def _is_segment(segment: Segment) -> bool:
+    times = (segment.start, 0 if segment.end is None else segment.end, segment.first)
+    return (
+        all(type(time) in (int, float) and abs(time) <= _MAX_NUMBER for time in times)
+        and (segment.channel is None or type(segment.channel) is int)
+        and all(field is None or type(field) in (str, int, float, bool) for field in segment.fields)
+    )
 
 
 def _is_torn(line: bytes) -> bool:

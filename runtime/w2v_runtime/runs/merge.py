@@ -34,7 +34,7 @@ from w2v_runtime.runs.failures import check_failures, is_failure
 from w2v_runtime.runs.inputs import Shard
 from w2v_runtime.runs.journal import Entry, Header, drop_earlier, earlier_journal, write_journal
 from w2v_runtime.runs.readback import RUN, FinishedOutput, expected_results, run_record
-from w2v_runtime.stores import Layout, OutputFormat, check_place, open_store, output_format
+from w2v_runtime.stores import COLUMNS, Layout, OutputFormat, check_place, columns_of, open_store, output_format
 from w2v_runtime.stores.pending import PendingFile
 
 #: Metadata that follow from what a run computes: parts that differ in them do not belong together.
@@ -235,6 +235,7 @@ def _header(parts: Sequence[Part]) -> Header:
         shard="1/1",
         finished=True,
         failed=None if None in failed else tuple(sorted(known)),
+        listed=parts[0].header.inputs.count if parts[0].header.by_rows and parts[0].header.inputs else None,
     )
 
 
@@ -268,6 +269,7 @@ def _layout(parts: Sequence[Part], header: Header) -> Layout:
         times=FrameTimes(metadata["frame_step_seconds"], metadata["frame_width_seconds"]),
         metadata=metadata | {RUN: run_record(header)},
         head_level=metadata["head_level"] or "utterance",
+        columns=columns_of(metadata) if COLUMNS in metadata else None,
     )
 
 
@@ -286,7 +288,7 @@ def _metadata(parts: Sequence[Part]) -> dict[str, Any]:
 def _in_order(part: Part) -> Iterator[Entry]:
     before = -1
     for entry in part.output.entries():
-        if entry.index <= before or not part.shard.holds(entry.index):
+        if entry.index <= before or not (part.header.by_rows or part.shard.holds(entry.index)):
             raise OutputError(
                 f"{part.path} was continued with other inputs than it was begun with, so the place of {entry.path} is "
                 f"unknown; make it again with w2v-embed --shard {part.header.shard} --overwrite."

@@ -14,9 +14,10 @@ from w2v_runtime.embedding.windows import DEFAULT_WINDOWING, Windowing
 from w2v_runtime.engines.installed import installed_version
 from w2v_runtime.files.outputs import FAILURES_SUFFIX, beside
 from w2v_runtime.runs.inputs import ALL, Shard
-from w2v_runtime.runs.journal import Header
+from w2v_runtime.runs.journal import SEGMENTS, Header
 from w2v_runtime.runs.readback import RUN, run_record
-from w2v_runtime.stores import Layout, OutputFormat
+from w2v_runtime.stores import COLUMNS, Layout, OutputFormat
+from w2v_runtime.tables import Table
 
 STDOUT: Final = "stdout"
 _PACKAGES: Final = ("w2v-onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "soundfile", "soxr")
@@ -48,13 +49,14 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """All options of a run, in groups: what it writes, computes and reads."""
+    """All options of a run: what it writes, computes and reads; ``segments`` is None for whole recordings."""
 
     output: OutputOptions
     request: Request
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     windowing: Windowing = DEFAULT_WINDOWING
     shard: Shard = ALL
+    segments: Table | None = None
 
 
 def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
@@ -74,6 +76,8 @@ def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
         "context": options.windowing.context,
         "whole": options.windowing.whole,
     }
+    if options.segments is not None:
+        fingerprint[SEGMENTS] = options.corpus.segment_context
     return Header(fingerprint, f"{options.shard.index}/{options.shard.count}", finished=False)
 
 
@@ -81,7 +85,7 @@ def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> 
     """The metadata of an output and, with ``header``, of the run that made it."""
     manifest, request, windowing = embedder.manifest, options.request, options.windowing
     head, times, channel = embedder.head(request), embedder.times_of(request), options.corpus.channel
-    described = {
+    described: dict[str, Any] = {
         "model": manifest.source.model,
         "revision": manifest.source.revision,
         "bundle": manifest.sha256,
@@ -102,6 +106,9 @@ def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> 
         "frame_width_seconds": times.width,
         "packages": {name: version for name in _PACKAGES if (version := installed_version(name))},
     }
+    if options.segments is not None:
+        described[SEGMENTS] = options.corpus.segment_context
+        described[COLUMNS] = [vars(column) for column in options.segments.columns]
     return described if header is None else described | {RUN: run_record(header)}
 
 
@@ -119,4 +126,5 @@ def layout(embedder: Embedder, options: RunOptions, header: Header | None, count
         times=embedder.times_of(request),
         metadata=metadata(embedder, options, header),
         head_level="frame" if head and head.level == "frame" else "utterance",
+        columns=None if options.segments is None else options.segments.columns,
     )

@@ -23,7 +23,7 @@ from w2v_runtime.runs.journal import (
     earlier_journal,
     read_entries,
 )
-from w2v_runtime.stores import OutputFormat, read_logits, read_metadata, read_records, read_values
+from w2v_runtime.stores import OutputFormat, Record, read_logits, read_metadata, read_records, read_values
 from w2v_runtime.stores.pending import INDEX, METADATA
 
 #: The state of an output's files: inode, bytes and time of the last change, None for a file that is missing.
@@ -41,7 +41,7 @@ def run_record(header: Header) -> dict[str, Any]:
         "inputs": None if inputs is None else inputs.count,
         "inputs_sha256": None if inputs is None else inputs.sha256,
         "failed": None if header.failed is None else list(header.failed),
-    }
+    } | ({} if header.listed is None else {"listed": header.listed})
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class FinishedOutput:
         records = read_records(self.path, self.kind)
         for entry in self.entries():
             record = next(records, None)
-            if record is None or record.path != entry.path:
+            if record is None or (record.path, _start(record)) != (entry.path, _start(entry)):
                 there = "no further result" if record is None else f"the result of {record.path}"
                 raise OutputError(
                     f"{self.path} holds {there} where its journal says {entry.path}: it was changed since it was "
@@ -157,9 +157,9 @@ class FinishedOutput:
         for record in read_records(self.path, self.kind):
             if (index := next(indices, None)) is None:
                 raise OutputError(f"{self.path} holds more results than its run had inputs; make it again.")
-            stamp = UNKNOWN
-            if waiting is not None and waiting.path == record.path:
-                stamp, waiting = waiting.stamp, next(told, None)
+            stamp, earlier = UNKNOWN, None
+            if waiting is not None and (waiting.path, _start(waiting)) == (record.path, _start(record)):
+                stamp, earlier, waiting = waiting.stamp, waiting, next(told, None)
             yield Entry(
                 record.path,
                 stamp,
@@ -170,6 +170,7 @@ class FinishedOutput:
                 record.duration,
                 record.logits,
                 record.warnings,
+                record.segment if earlier is None else earlier.segment,
             )
 
     def _indices(self) -> Iterator[int]:
@@ -181,7 +182,16 @@ class FinishedOutput:
                 "nowhere else; make it again with w2v-embed --overwrite."
             )
         shard, failed = Shard.of(header.shard), frozenset(header.failed)
+        if header.by_rows and shard.count > 1:
+            raise OutputError(
+                f"the journal of {self.path} is damaged, and the rows of this shard's segments stand nowhere else; "
+                f"make it again with w2v-embed --shard {header.shard} --overwrite."
+            )
         yield from (i for i in range(header.inputs.count) if shard.holds(i) and i not in failed)
+
+
+def _start(told: Entry | Record) -> float | None:
+    return None if told.segment is None else told.segment.start
 
 
 def _tells_of(metadata: dict[str, Any], header: Header) -> bool:
@@ -221,6 +231,8 @@ def expected_results(header: Header) -> int | None:
     """How many results a complete part has; None if its journal is of the previous release, which did not store it."""
     if header.inputs is None or header.failed is None:
         return None
+    if header.listed is not None:
+        return header.listed - len(header.failed)
     shard = Shard.of(header.shard)
     return len(range(shard.index - 1, header.inputs.count, shard.count)) - len(header.failed)
 
@@ -234,4 +246,5 @@ def _header_in(metadata: dict[str, Any], path: Path) -> Header:
         )
     inputs = run.get("inputs_sha256") and {"count": run.get("inputs"), "sha256": run["inputs_sha256"]}
     told = {"fingerprint": run.get("computes"), "shard": run.get("shard"), "finished": True, "format": JOURNAL_FORMAT}
+    told |= {"listed": run["listed"]} if "listed" in run else {}
     return Header.of_dict(told | {"inputs": inputs, "failed": run.get("failed")}, path)

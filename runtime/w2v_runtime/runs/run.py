@@ -5,23 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import itertools
 import os
 import sys
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 from w2v_models.errors import OutputError, StorageError
 from w2v_runtime.embedder import Embedder
-from w2v_runtime.embedding.corpus import Finished, Input, embed_in_order, embed_inputs
+from w2v_runtime.embedding.corpus import Finished, embed_in_order, embed_inputs
+from w2v_runtime.embedding.inputs import AHEAD_IN_ORDER, Input, Segments, grouped
 from w2v_runtime.embedding.results import Embedding, Failure
 from w2v_runtime.files.outputs import JOURNAL_SUFFIX, VALUES_SUFFIX, Written, exists, hidden
 from w2v_runtime.runs.checks import earlier_header
 from w2v_runtime.runs.failures import FailureLog
-from w2v_runtime.runs.inputs import STANDARD_INPUT
-from w2v_runtime.runs.journal import UNKNOWN, Header, InputList, Stamp, drop_earlier, write_journal
+from w2v_runtime.runs.journal import UNKNOWN, Header, Stamp, drop_earlier, write_journal
+from w2v_runtime.runs.listed import Listed
 from w2v_runtime.runs.options import RunOptions, layout
 from w2v_runtime.runs.readback import FinishedOutput
 from w2v_runtime.runs.spool import Spool
@@ -32,6 +32,10 @@ from w2v_runtime.stores import EmbeddingStore, open_store, write_lines
 _SHOWN_FAILURES: Final = 3
 #: What the system answers where there is no room, or none for this user.
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Segments that are looked at together: of one recording those that are no further apart are read in one pass.
+AHEAD: Final = 100_000
+#: Stamps of recordings with segments that are remembered.
+_RECENT_STAMPS: Final = 10_000
 #: Inputs that are gone, of which an error message names at most this many.
 _NAMED_INPUTS: Final = 3
 
@@ -41,31 +45,29 @@ Progress = Callable[[Summary], None]
 
 def run(
     open_embedder: OpenEmbedder,
-    inputs: Iterable[str],
+    inputs: Listed,
     options: RunOptions,
     header: Header,
     written: Written,
     progress: Progress = lambda summary: None,
     check: Callable[[], None] = lambda: None,
-    standard_input: BinaryIO | None = None,
 ) -> Summary:
     """Embed every input that is not finished yet and write the output. The caller holds the output's lock.
 
     Args:
         open_embedder: opens the model; called only once it is known that there is something to do.
-        inputs: paths of the inputs of all shards.
+        inputs: the inputs, recordings or the segments of a table.
         options: options that :func:`w2v_runtime.runs.checks.check_earlier` has accepted.
         header: the journal's header, with what the run computes.
         written: the files that the run writes, none of which may be an input.
         progress: called with the summary whenever it has changed.
         check: raises W2VError if this process lost the lock on the output.
-        standard_input: the content of the input ``-``, as a file that can be read again.
 
     Raises:
         OutputError: an input is a file that the run writes, or results would be lost because their inputs are gone.
         StorageError: the output cannot be written; what is finished stays resumable.
     """
-    return _Run(options, header, written, InputList(inputs), progress, check, standard_input).go(open_embedder)
+    return _Run(options, header, written, inputs, progress, check).go(open_embedder)
 
 
 class _Run:
@@ -76,15 +78,15 @@ class _Run:
         options: RunOptions,
         header: Header,
         written: Written,
-        inputs: InputList,
+        inputs: Listed,
         progress: Progress,
         check: Callable[[], None],
-        standard_input: BinaryIO | None,
     ) -> None:
         self._options, self._header, self._written, self._inputs = options, header, written, inputs
-        self._progress, self._check, self._standard_input = progress, check, standard_input
-        self._summary = Summary()
+        self._progress, self._check = progress, check
+        self._summary = Summary(one=inputs.one)
         self._stamps: dict[int, Stamp] = {}
+        self._recent: dict[str, Stamp | None] = {}
         self._failed = array("q")
 
     def go(self, open_embedder: OpenEmbedder) -> Summary:
@@ -95,7 +97,7 @@ class _Run:
                 stack.enter_context(contextlib.closing(resumed))
                 todo: Iterable[Input] = self._unfinished(resumed)
             else:
-                todo = itertools.starmap(self._input, self._shard())
+                todo = self._inputs
             if todo or resumed is None or not resumed.is_of(self._finished_header()):
                 embedder = open_embedder()
                 busy = embedder.engine.busy_seconds
@@ -116,14 +118,6 @@ class _Run:
                 spool.finish(self._finished_header())
         self._summary.wall_seconds = time.monotonic() - start
         return self._summary
-
-    def _shard(self) -> Iterator[tuple[int, str]]:
-        """This shard's inputs, numbered from 0."""
-        shard = self._options.shard
-        return enumerate(path for index, path in enumerate(self._inputs) if shard.holds(index))
-
-    def _input(self, position: int, path: str) -> Input:
-        return Input(position, path, self._standard_input if path == STANDARD_INPUT else None)
 
     def _open_earlier(self) -> Spool | None:
         """Open the spool of earlier runs; None if there is none. A complete output's damaged journal is rewritten."""
@@ -149,11 +143,11 @@ class _Run:
         """
         summary, todo = self._summary, []
         summary.stage = "checking"
-        for position, path in self._shard():
-            if spool.recall(position, path, self._stamp(path)):
+        for item in self._inputs:
+            if item.fault is None and spool.recall(item, self._stamp(item)):
                 summary.recalled += 1
             else:
-                todo.append(self._input(position, path))
+                todo.append(item)
             summary.checked += 1
             self._progress(summary)
         summary.stage = "embedding"
@@ -169,14 +163,23 @@ class _Run:
         summary.pruned = len(gone)
         return todo
 
-    def _stamp(self, path: str) -> Stamp | None:
-        """The stamp of an input; None if the input is missing.
+    def _stamp(self, item: Input) -> Stamp | None:
+        """The stamp of an input; None if the input is missing. That of a recording with many segments is taken once.
 
         Raises:
             OutputError: the input is one of the files that the run writes.
         """
-        if path == STANDARD_INPUT and self._standard_input is not None:
-            return Stamp.of_content(self._standard_input)
+        if item.recording is not None:
+            return Stamp.of_content(cast(BinaryIO, item.recording))
+        if item.segment is None:
+            return self._stamp_of(item.path)
+        if item.path not in self._recent:
+            if len(self._recent) >= _RECENT_STAMPS:
+                self._recent.clear()
+            self._recent[item.path] = self._stamp_of(item.path)
+        return self._recent[item.path]
+
+    def _stamp_of(self, path: str) -> Stamp | None:
         try:
             status = os.stat(path)
             stamp = Stamp.of_status(path, status, self._options.output.hash)
@@ -192,12 +195,13 @@ class _Run:
         def advance(seconds: float) -> None:
             summary.running_seconds = seconds
 
+        inputs: Iterator[Input | Segments] = self._stamped(todo)
+        if options.segments is not None:
+            inputs = grouped(self._stamped(todo), AHEAD)
         self._progress(summary)
         with (
             FailureLog(options.output.failures_path) as failures,
-            contextlib.closing(
-                embed_inputs(embedder, self._stamped(todo), options.request, options.corpus, advance)
-            ) as batches,
+            contextlib.closing(embed_inputs(embedder, inputs, options.request, options.corpus, advance)) as batches,
         ):
             for finished in batches:
                 self._check()
@@ -208,7 +212,7 @@ class _Run:
     def _stamped(self, inputs: Iterable[Input]) -> Iterator[Input]:
         """Yield the inputs, and take the stamp of each before it is read."""
         for item in inputs:
-            self._stamps[item.position] = self._stamp(item.path) or Stamp(0, 0)
+            self._stamps[item.position] = self._stamp(item) or Stamp(0, 0)
             yield item
 
     def _record(self, finished: Finished, spool: Spool, failures: FailureLog) -> None:
@@ -263,7 +267,11 @@ class _Run:
 
     def _finished_header(self) -> Header:
         return dataclasses.replace(
-            self._header, finished=True, inputs=self._inputs.seen, failed=tuple(sorted(self._failed))
+            self._header,
+            finished=True,
+            inputs=self._inputs.seen,
+            failed=tuple(sorted(self._failed)),
+            listed=self._inputs.listed,
         )
 
     @contextlib.contextmanager
@@ -287,23 +295,17 @@ def _write(store: EmbeddingStore, embedding: Embedding, spool: Spool) -> None:
         raise OutputError(f"{spool.journal_path} is damaged ({error}); start again with --overwrite.") from error
 
 
-def stream(
-    embedder: Embedder,
-    inputs: Iterable[str],
-    options: RunOptions,
-    tell: Callable[[Failure], None],
-    standard_input: BinaryIO | None = None,
-) -> Summary:
+def stream(embedder: Embedder, inputs: Listed, options: RunOptions, tell: Callable[[Failure], None]) -> Summary:
     """Embed every input of the shard and write JSON lines to standard output as they come, in order.
 
     ``tell`` is called with each failure unless a file was named for them.
     """
-    summary, start = Summary(), time.monotonic()
-    chosen = (path for index, path in enumerate(inputs) if options.shard.holds(index))
-    numbered = (
-        Input(position, path, standard_input if path == STANDARD_INPUT else None)
-        for position, path in enumerate(chosen)
+    summary, start = Summary(one=inputs.one), time.monotonic()
+    numbered: Iterator[Input | Segments] = (
+        dataclasses.replace(item, position=position) for position, item in enumerate(inputs)
     )
+    if options.segments is not None:
+        numbered = grouped(cast(Iterator[Input], numbered), AHEAD_IN_ORDER)
     results = embed_in_order(embedder, numbered, options.request, options.corpus)
     with FailureLog(options.output.failures_path, tell) as failures:
 

@@ -21,11 +21,13 @@ from typing import BinaryIO, Final, cast
 import numpy as np
 
 from w2v_models.errors import OutputError
+from w2v_runtime.embedding.inputs import Input, label_of
 from w2v_runtime.embedding.results import Embedding
 from w2v_runtime.files.durable import flush, replace, sync_folder
 from w2v_runtime.files.outputs import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
 from w2v_runtime.runs.inputs import Shard
-from w2v_runtime.runs.journal import JOURNAL_FORMAT, Entry, Header, Stamp, Values, rewritten, write_journal
+from w2v_runtime.runs.journal import JOURNAL_FORMAT, Entry, Header, Stamp, Values, key_of, rewritten, write_journal
+from w2v_runtime.tables.rows import Value
 
 _ABSENT: Final = -1
 #: Results beyond this size (hours of frames) are mapped, not read.
@@ -45,13 +47,14 @@ class Spool:
             OutputError: the journal to resume is damaged, of another release, or cannot be read.
         """
         self.journal_path, self.values_path = hidden(output, JOURNAL_SUFFIX), hidden(output, VALUES_SUFFIX)
-        self._shard = Shard.of(header.shard)
+        self._shard, self._by_rows = Shard.of(header.shard), header.by_rows
         self._lines: list[tuple[int, Entry]] = []
         self._line_offsets = array("q")  # offset of each input's line in the journal, by position among the inputs
         self._earlier_rows: dict[int, int] = {}  # key of a path → its first row of the four arrays below, for resuming
         self._earlier = array("q"), array("q"), array("q"), array("q")  # line offset, frames, file size, file time
         self._following = array("q")  # the next row of the same path: of an input listed twice, or embedded again
         self._next: dict[int, int] = {}  # key of a path → the row to look at next, if that is not its first
+        self._fields: dict[int, tuple[Value, ...]] = {}  # by position: of recalled segments whose row says else now
         self._listed = bytearray()  # by first row: whether this run lists an input with its path, and the file is there
         self.count = self.rows = self.damaged = 0
         self._before = before = Header.read(self.journal_path) if resume else None
@@ -97,7 +100,7 @@ class Spool:
             if entry is None:
                 self.damaged += 1
                 continue
-            row, key = len(offsets), _key(entry.path)
+            row, key = len(offsets), _key(entry.key)
             self._earlier_rows.setdefault(key, row)
             if key in last:
                 self._following[last[key]] = row
@@ -116,7 +119,11 @@ class Spool:
     @property
     def unchanged(self) -> bool:
         """Whether the output is complete and holds exactly the inputs recalled so far, in their order."""
-        return self.complete and array("q", (at for at in self._line_offsets if at != _ABSENT)) == self._earlier[0]
+        return (
+            self.complete
+            and not self._fields
+            and array("q", (at for at in self._line_offsets if at != _ABSENT)) == self._earlier[0]
+        )
 
     def is_of(self, header: Header) -> bool:
         """Whether the output is :attr:`unchanged` and its run had the inputs and the failures of ``header``."""
@@ -130,10 +137,11 @@ class Spool:
         return len(self._earlier_rows)
 
     def gone(self) -> Iterator[str]:
-        """Paths of inputs that earlier runs finished and that this run does not list, or whose files are missing."""
+        """Names of inputs that earlier runs finished and that this run does not list, or whose files are missing."""
         for row in self._earlier_rows.values():
             if not self._listed[row]:
-                yield self._entry(self._earlier[0][row]).path
+                entry = self._entry(self._earlier[0][row])
+                yield entry.path if entry.segment is None else label_of(entry.path, entry.segment)
 
     def restore(self, header: Header, results: Iterable[Embedding]) -> None:
         """Copy the results of a complete output back, one for each journal line, so that it can be continued."""
@@ -157,12 +165,13 @@ class Spool:
                 offsets[i] = moved.get(offset, offset)
         self.complete = False
 
-    def recall(self, position: int, path: str, now: Stamp | None) -> bool:
-        """Whether an earlier run finished this input and its file is unchanged; if so, use that result at ``position``.
+    def recall(self, item: Input, now: Stamp | None) -> bool:
+        """Whether an earlier run finished this input and its file is unchanged; if so, use that result at its position.
 
-        ``now`` is the file's stamp, with the SHA-256 if contents are compared; None if the file is missing.
+        ``now`` is the file's stamp, with the SHA-256 if contents are compared; None if the file is missing. What a
+        table says of a segment beside its times is what it says now.
         """
-        first = self._earlier_rows.get(key := _key(path), _ABSENT)
+        first = self._earlier_rows.get(key := _key(key_of(item.path, item.segment)), _ABSENT)
         if first == _ABSENT or now is None:
             return False
         self._listed[first] = True
@@ -172,12 +181,21 @@ class Spool:
             before = self._entry(offsets[row]).stamp if now.sha256 else Stamp(sizes[row], times[row])
             following = self._following[row]
             if before.same(now):
-                self._set_line(position, offsets[row], rows[row])
+                self._set_line(item.position, offsets[row], rows[row])
+                self._update(item)
                 if following != _ABSENT:
                     self._next[key] = following
                 return True
             row = following
         return False
+
+    def _update(self, item: Input) -> None:
+        """Remember the fields that a recalled segment has now, if they are others."""
+        if item.segment is None or not item.segment.fields:
+            return
+        entry = self._entry(self._line_offsets[item.position])
+        if entry.segment is not None and entry.segment.fields != item.segment.fields:
+            self._fields[item.position] = item.segment.fields
 
     def add(self, position: int, stamp: Stamp, embedding: Embedding) -> None:
         """Add a finished input at its position in the output; :meth:`flush` makes it durable."""
@@ -218,14 +236,17 @@ class Spool:
         return entry
 
     def index(self, position: int) -> int:
-        """The index among all shards' inputs of this shard's input at ``position``: shards take turns."""
-        return position * self._shard.count + self._shard.index - 1
+        """The index among all shards' inputs of this shard's input at ``position``: shards of files take turns."""
+        return position if self._by_rows else position * self._shard.count + self._shard.index - 1
 
     def entries(self) -> Iterator[Entry]:
         """Entries in the order of the inputs, with the indices of this run: earlier runs may have had other inputs."""
         for position, offset in enumerate(self._line_offsets):
             if offset != _ABSENT:
-                yield dataclasses.replace(self._entry(offset), index=self.index(position))
+                entry = dataclasses.replace(self._entry(offset), index=self.index(position))
+                if entry.segment is not None and (fields := self._fields.get(position)) is not None:
+                    entry = dataclasses.replace(entry, segment=dataclasses.replace(entry.segment, fields=fields))
+                yield entry
 
     def embeddings(self) -> Iterator[Embedding]:
         """Results in the order of the inputs."""

@@ -18,9 +18,10 @@ class Summary:
     ``embedded`` counts inputs of this run, ``recalled`` those that earlier runs finished, ``warned`` the embedded ones
     with warnings, ``windowed`` those too long to be embedded whole, ``pruned`` dropped results, ``damaged`` damaged
     journal lines; ``running_seconds`` is what is done of a long recording; ``checked`` and ``written`` count inputs in
-    the stages of their name.
+    the stages of their name. ``one`` is what an input is called, ``file`` or ``segment``.
     """
 
+    one: str = "file"
     stage: Stage = "embedding"
     embedded: int = 0
     recalled: int = 0

@@ -6,7 +6,7 @@ and the functions of :class:`~w2v_runtime.stores.reading.Reader`, and name it in
 May import embedding (results), files and the rooms below them.
 """
 
-from w2v_runtime.stores.base import EmbeddingStore, Layout
+from w2v_runtime.stores.base import COLUMNS, EmbeddingStore, Layout, columns_of
 from w2v_runtime.stores.formats import (
     TEXT_FORMATS,
     OutputFormat,
@@ -22,12 +22,14 @@ from w2v_runtime.stores.jsonl import write_lines
 from w2v_runtime.stores.reading import Record
 
 __all__ = [
+    "COLUMNS",
     "TEXT_FORMATS",
     "EmbeddingStore",
     "Layout",
     "OutputFormat",
     "Record",
     "check_place",
+    "columns_of",
     "open_store",
     "output_format",
     "read_logits",

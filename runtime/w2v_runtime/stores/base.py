@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from w2v_runtime.stores.names import file_text, plain
+from w2v_runtime.stores.tree import told_apart
+from w2v_runtime.tables.rows import Column
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from w2v_runtime.embedding.results import Embedding, FrameTimes, Level
+    from w2v_runtime.tables.rows import Value
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
+#: The key of the metadata that describes the columns of the table whose segments an output holds.
+COLUMNS: Final = "columns"
 #: An output's metadata as read back, before anything in it is checked.
 Metadata: TypeAlias = "dict[str, Any]"
 
@@ -25,7 +34,8 @@ class Layout:
     ``count`` is N, the inputs that were embedded; ``frames`` is ΣT over them, 0 at utterance level; ``dim`` is D.
     More than one entry of ``layers`` gives the vectors a layers axis. ``labels`` names the K columns of a head, and is
     empty without one; with ``head_level`` ``frame``, each frame has K logits of its own. ``metadata`` describes the run
-    and is stored with the results.
+    and is stored with the results. ``columns`` are those of the table whose segments the inputs are; None of whole
+    recordings.
     """
 
     count: int
@@ -37,6 +47,7 @@ class Layout:
     times: FrameTimes
     metadata: dict[str, JSON]
     head_level: Level = "utterance"
+    columns: tuple[Column, ...] | None = None
 
     @property
     def logits_by_frame(self) -> bool:
@@ -77,9 +88,34 @@ class Layout:
     def times_of(self, embedding: Embedding) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Start and end of each row of one input in seconds: (rows,) and (rows,); an utterance is one row."""
         if self.level == "utterance":
-            return np.zeros(1), np.array([embedding.duration])
+            return np.array([embedding.start]), np.array([embedding.end])
         frames = len(embedding.values)
-        return self.times.starts(frames), self.times.ends(frames)
+        starts, ends = self.times.starts(frames), self.times.ends(frames)
+        if embedding.segment is None:
+            return starts, ends
+        return np.round(starts + embedding.segment.first, 9), np.round(ends + embedding.segment.first, 9)
+
+    def fields_of(self, embedding: Embedding) -> tuple[Value, ...]:
+        """What the table says of a segment, in the order and of the kinds of ``columns``.
+
+        Raises:
+            ValueError: it says more or less.
+        """
+        fields = () if embedding.segment is None else embedding.segment.fields
+        columns = self.columns or ()
+        if len(fields) != len(columns):
+            raise ValueError(f"{embedding.path}: {len(fields)} fields do not fit {len(columns)} columns")
+        typed = (column.typed(field) for column, field in zip(columns, fields, strict=True))
+        return tuple(plain(value) if isinstance(value, str) else value for value in typed)
+
+    def column_names(self, taken: Iterable[str]) -> list[str]:
+        """Names of ``columns`` in an output; one that is ``taken`` there gets ``~2``."""
+        return told_apart((plain(column.name) for column in self.columns or ()), taken)
+
+
+def columns_of(metadata: Metadata) -> tuple[Column, ...]:
+    """The columns of the table whose segments an output holds; none of whole recordings."""
+    return tuple(Column(**column) for column in metadata.get(COLUMNS, ()))
 
 
 class EmbeddingStore(Protocol):
@@ -107,16 +143,19 @@ class EmbeddingStore(Protocol):
 
 
 class Ledger:
-    """Path, duration, logits, row offsets and warnings of each input written so far: a few bytes, never its vectors.
+    """Path, times, logits, row offsets and warnings of each input written so far: a few bytes, never its vectors.
 
     ``durations`` (N,) are in seconds; ``logits`` (N·K,) are empty for a frame-level head; ``offsets`` (N+1,) count
-    rows, so that input i has the rows ``offsets[i]:offsets[i + 1]``; ``warnings`` are by path, of inputs that have any.
+    rows, so that input i has the rows ``offsets[i]:offsets[i + 1]``; ``warnings`` are by name, of inputs that have any.
+    ``starts`` and ``firsts`` (N,) are those of segments and of their first frames. ``names`` are the paths, and of
+    segments their times, too.
     """
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self.paths: list[str] = []
-        self.durations = array("d")
+        self.names: list[str] = []
+        self.durations, self.starts, self.firsts = array("d"), array("d"), array("d")
         self.logits = array("f")
         self.offsets = array("q", [0])
         self.warnings: dict[str, JSON] = {}
@@ -125,11 +164,17 @@ class Ledger:
         """Add an input that was written as ``rows`` rows."""
         self.paths.append(embedding.path)
         self.durations.append(embedding.duration)
+        if embedding.segment is None:
+            self.names.append(embedding.path)
+        else:
+            self.starts.append(embedding.start)
+            self.firsts.append(embedding.segment.first)
+            self.names.append(f"{embedding.path}.{embedding.start}-{embedding.end}")
         if embedding.logits is not None and not self._layout.logits_by_frame:
             self.logits.extend(embedding.logits.tolist())
         self.offsets.append(self.offsets[-1] + rows)
         if embedding.warnings:
-            self.warnings[embedding.path] = list(embedding.warnings)
+            self.warnings[file_text(embedding.name)] = list(embedding.warnings)
 
     def check_complete(self) -> None:
         """Raise ValueError unless exactly the announced inputs and rows were written."""
@@ -144,6 +189,20 @@ class Ledger:
             metadata |= {"frame_step_seconds": self._layout.times.step, "frame_width_seconds": self._layout.times.width}
         metadata |= self._layout.metadata
         return metadata | ({"warnings": self.warnings} if self.warnings else {})
+
+    @property
+    def ends(self) -> npt.NDArray[np.float64]:
+        """The ends of segments in their recordings, in seconds: (N,)."""
+        ends: npt.NDArray[np.float64] = np.round(np.asarray(self.starts) + np.asarray(self.durations), 9)
+        return ends
+
+    @property
+    def frame_segments(self) -> list[JSON]:
+        """Start, start of the first frame, and rows of each segment at frame level; else empty."""
+        if self._layout.level != "frame" or self._layout.columns is None:
+            return []
+        rows = np.diff(np.asarray(self.offsets)).tolist()
+        return [list(told) for told in zip(self.starts, self.firsts, rows, strict=True)]
 
     @property
     def frame_durations(self) -> list[JSON]:

@@ -3,8 +3,9 @@
 With several layers there is a column for each layer and dimension, ``l{layer}_f{i}``. Times are seconds; an utterance
 runs from 0 to its duration. A frame-level head has its own logits in each row. A label's column has its name, with
 ``~2`` where another column has that name already; the labels' columns are the K that follow ``end``. Numbers have the
-fewest digits that give the same float32. The file is UTF-8, line feeds end rows, fields are quoted where needed. A path
-that is not UTF-8 is written as its own bytes, and reads back with ``errors="surrogateescape"``.
+fewest digits that give the same float32. The file is UTF-8, line feeds end rows, fields are quoted where needed. Paths
+that are not UTF-8 are escaped, see :func:`w2v_runtime.stores.names.file_text`. Of segments, ``start`` and ``end`` are
+those in the recording, and the other columns of their table follow ``end``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from w2v_runtime.stores.base import Layout, Ledger
+from w2v_runtime.stores.base import COLUMNS, Layout, Ledger, columns_of
+from w2v_runtime.stores.names import file_text, path_of
 from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, block_rows, cut, vector_shape
 from w2v_runtime.stores.text import TextOutput, joined, shortest
 from w2v_runtime.stores.text import read_metadata as read_metadata
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
+    from w2v_runtime.tables.rows import Value
 
 #: The columns in front of those of the labels.
 _FIXED: Final = ("file", "start", "end")
@@ -44,10 +47,11 @@ class CsvStore:
     def write(self, embedding: Embedding) -> None:
         rows = self._layout.rows_of(embedding)
         starts, ends = self._layout.times_of(embedding)
-        file = _quoted(embedding.path)
+        file = _quoted(file_text(embedding.path))
+        told = [_quoted(_text(field)) for field in self._layout.fields_of(embedding)]
         logits = self._layout.logits_of(embedding)
         for row, labelled, start, end in zip(rows, logits, starts.tolist(), ends.tolist(), strict=True):
-            fields = (file, str(start), str(end), *shortest(labelled), joined(row.ravel(), ","))
+            fields = (file, str(start), str(end), *told, *shortest(labelled), joined(row.ravel(), ","))
             self._output.file.write(",".join(fields) + "\n")
         self._ledger.add(embedding, len(rows))
 
@@ -67,19 +71,28 @@ def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
 
 def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
     """The frame-level logits (T, K) of each input."""
-    width = int(np.prod(vector_shape(read_metadata(path))))
-    return cut(_blocks(path, slice(len(_FIXED), -width)), shapes)
+    metadata = read_metadata(path)
+    width, told = int(np.prod(vector_shape(metadata))), len(metadata.get(COLUMNS, ()))
+    return cut(_blocks(path, slice(len(_FIXED) + told, -width)), shapes)
 
 
 def read_records(path: Path) -> Iterator[Record]:
     """The record of each input, from the table and the metadata file beside it."""
     metadata = read_metadata(path)
-    width = int(np.prod(vector_shape(metadata)))
+    width, columns = int(np.prod(vector_shape(metadata))), columns_of(metadata)
+    labels = len(_FIXED) + len(columns)
     rows = (
-        (row[0], float(row[1]), float(row[2]), np.array(row[len(_FIXED) : -width], np.float32).tolist())
+        (
+            path_of(row[0]),
+            float(row[1]),
+            float(row[2]),
+            np.array(row[labels:-width], np.float32).tolist(),
+            tuple(column.typed(field) for column, field in zip(columns, row[len(_FIXED) : labels], strict=True)),
+        )
         for row in _rows(path)
     )
-    return Recorder(metadata, metadata.get("warnings", {})).by_rows(rows, metadata.get("durations", ()))
+    recorder = Recorder(metadata, metadata.get("warnings", {}))
+    return recorder.by_rows(rows, metadata.get("durations", ()), metadata.get("segments", ()))
 
 
 def columns(layout: Layout) -> list[str]:
@@ -87,7 +100,12 @@ def columns(layout: Layout) -> list[str]:
     dims = [f"f{i}" for i in range(layout.dim)]
     if len(layout.layers) > 1:
         dims = [f"l{layer}_{dim}" for layer in layout.layers for dim in dims]
-    return [*_FIXED, *told_apart(layout.labels, (*_FIXED, *dims)), *dims]
+    told = layout.column_names((*_FIXED, *layout.labels, *dims))
+    return [*_FIXED, *told, *told_apart(layout.labels, (*_FIXED, *dims)), *dims]
+
+
+def _text(field: Value) -> str:
+    return "" if field is None else str(field)
 
 
 def _quoted(text: str) -> str:

@@ -5,7 +5,8 @@ named like the input: ``f["frames/a/b.wav"][:]`` is (T, D); by position, ``f[f["
 ``f["paths"][i]``. A head's ``logits`` are a matrix (N, K) at both levels; those of a frame-level head are one dataset
 per input, ``f["logits/a/b.wav"][:]`` of (T, K). If an input is absolute or has ``..``, all are named from the deepest
 folder that holds them all (:func:`w2v_runtime.stores.tree.mirrored`). Several layers put a layers axis before D. Text
-is UTF-8; paths that are not keep their bytes. h5py reads text as bytes, and ``os.fsdecode`` makes paths of them.
+is UTF-8; paths that are not are escaped, see :func:`w2v_runtime.stores.names.file_text`. Of segments, ``starts``,
+``ends`` and, of frames, ``frame_starts`` are seconds of the recording; ``columns/NAME`` is another column of the table.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 import h5py
 import numpy as np
 
-from w2v_runtime.stores.base import Layout, Ledger, Metadata
+from w2v_runtime.embedding.results import Segment
+from w2v_runtime.stores.base import Layout, Ledger, Metadata, columns_of
+from w2v_runtime.stores.names import file_text, path_of, plain
+from w2v_runtime.stores.npz import typed_array
 from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, block_rows, check_array, cut, paired
-from w2v_runtime.stores.tree import mirrored
+from w2v_runtime.stores.tree import mirrored, told_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -29,10 +33,12 @@ if TYPE_CHECKING:
 
     from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
+    from w2v_runtime.tables.rows import Column
 
 _FRAMES: Final = "frames"
 _LOGITS: Final = "logits"
 _STAGING: Final = "staging"
+_COLUMNS: Final = "columns"
 #: Names of datasets that are read at a time.
 _NAMES_AT_ONCE: Final = 4096
 
@@ -44,6 +50,7 @@ class Hdf5Store:
         self._pending = pending
         self._layout = layout
         self._ledger = Ledger(layout)
+        self._told: list[list[Any]] = [[] for _ in layout.columns or ()]
         self._disk = _DeferredErrorFile(pending.temporary)
         self._file = h5py.File(self._disk, "w")
         if layout.level == "frame":
@@ -64,13 +71,17 @@ class Hdf5Store:
         else:
             self._target[position] = rows[0]
         self._disk.check()
+        for values, field in zip(self._told, self._layout.fields_of(embedding), strict=True):
+            values.append(field)
         self._ledger.add(embedding, len(rows))
 
     def commit(self) -> None:
         ledger, layout = self._ledger, self._layout
         ledger.check_complete()
-        self._add_text("paths", ledger.paths)
+        self._add_text("paths", [file_text(path) for path in ledger.paths])
         self._file["durations"] = np.asarray(ledger.durations)
+        if layout.columns is not None:
+            self._add_segments()
         if layout.labels and not layout.logits_by_frame:
             self._file[_LOGITS] = np.asarray(ledger.logits).reshape(layout.count, len(layout.labels))
         if layout.labels:
@@ -87,12 +98,23 @@ class Hdf5Store:
         self._disk.abandon()
         self._pending.discard(self._file, self._disk)
 
+    def _add_segments(self) -> None:
+        ledger, columns = self._ledger, self._layout.columns or ()
+        self._file["starts"], self._file["ends"] = np.asarray(ledger.starts), ledger.ends
+        if self._layout.level == "frame":
+            self._file["frame_starts"] = np.asarray(ledger.firsts)
+        for name, column, values in zip(_column_names(columns), columns, self._told, strict=True):
+            if column.kind == "str":
+                self._add_text(name, values)
+            else:
+                self._file[name] = typed_array(column, values)
+
     def _add_text(self, name: str, strings: Sequence[str]) -> None:
         data = np.array([_bytes(string) for string in strings], dtype=object)
         self._file.create_dataset(name, data=data, dtype=h5py.string_dtype())
 
     def _name_datasets(self) -> None:
-        names = mirrored(self._ledger.paths)
+        names = mirrored([file_text(name) for name in self._ledger.names])
         for group in (_FRAMES, _LOGITS) if self._layout.logits_by_frame else (_FRAMES,):
             for position, name in enumerate(names):
                 self._file.move(f"{_STAGING}/{group}/{position}", _bytes(f"{group}/{name}"))
@@ -124,8 +146,29 @@ def read_records(path: Path) -> Iterator[Record]:
         rows = (len(output[name]) for name in _names(output["datasets"])) if _FRAMES in output else itertools.repeat(1)
         columns = metadata["labels"] and metadata["head_level"] != "frame"
         logits = output[_LOGITS][:].tolist() if columns else itertools.repeat(())
-        for name, duration, frames, numbers in zip(_names(output["paths"]), durations, rows, logits, strict=False):
-            yield recorder.record(os.fsdecode(name), duration, frames, numbers)
+        segments = _segments(output, metadata) if recorder.segmented else itertools.repeat(None)
+        told = zip(_names(output["paths"]), durations, rows, logits, segments, strict=False)
+        for name, duration, frames, numbers, segment in told:
+            yield recorder.record(path_of(os.fsdecode(name)), duration, frames, numbers, segment)
+
+
+def _segments(output: h5py.File, metadata: Metadata) -> Iterator[Segment]:
+    columns = columns_of(metadata)
+    fields = [
+        [os.fsdecode(text) for text in output[name][:]] if column.kind == "str" else output[name][:].tolist()
+        for name, column in zip(_column_names(columns), columns, strict=True)
+    ]
+    starts, ends = output["starts"][:].tolist(), output["ends"][:].tolist()
+    firsts = output["frame_starts"][:].tolist() if metadata["level"] == "frame" else starts
+    rows = zip(*fields, strict=True) if fields else itertools.repeat(())
+    for start, end, first, row in zip(starts, ends, firsts, rows, strict=False):
+        told = (column.typed(None if value != value else value) for column, value in zip(columns, row, strict=True))
+        yield Segment(start, end, None, tuple(told), first)
+
+
+def _column_names(columns: Iterable[Column]) -> list[str]:
+    """The datasets of a table's other columns."""
+    return [f"{_COLUMNS}/{name}" for name in told_apart((plain(c.name).replace("/", "_") for c in columns), ())]
 
 
 def read_metadata(path: Path) -> Metadata:

@@ -3,9 +3,9 @@
 ``file``, ``start``, ``end``, ``duration`` (seconds), ``logits`` by label, ``warnings`` if any, and ``embedding``: D
 numbers, or a list of them for each layer. At frame level ``embeddings`` holds one such entry per frame, and frame t
 runs from t·``step`` to t·``step`` + ``width`` seconds. For a frame-level head, ``logits`` holds a list of K numbers per
-frame, and ``logit_names`` their labels. Reads with ``pandas.read_json(path, lines=True)``. The lines are ASCII; a path
-that is not UTF-8 is escaped as Python's ``json`` does it, so that ``json.loads`` and ``os.fsencode`` give its bytes
-again (pandas 3 has no text that can hold such a path).
+frame, and ``logit_names`` their labels. Of segments, ``start`` and ``end`` are those in the recording, where frames
+begin at ``first``; the other columns of their table are fields. Reads with ``pandas.read_json(path, lines=True)``. The
+lines are ASCII; a path that is not UTF-8 is escaped, see :func:`w2v_runtime.stores.names.file_text`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import dataclasses
 import json
 import math
 import re
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from w2v_runtime.stores.base import JSON, Layout, Ledger
+from w2v_runtime.embedding.results import Segment
+from w2v_runtime.stores.base import JSON, Layout, Ledger, columns_of
+from w2v_runtime.stores.names import file_text, path_of, plain
 from w2v_runtime.stores.reading import BLOCK_BYTES, Record, Recorder, Shape, Values, paired
 from w2v_runtime.stores.text import TextOutput, joined, shortest
 from w2v_runtime.stores.text import read_metadata as read_metadata
+from w2v_runtime.stores.tree import told_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
+    from w2v_runtime.tables.rows import Column
 
 #: Where a line's vectors and its frame-level logits begin; inside a string the quotes would be escaped.
 _VECTORS: Final = re.compile(rb', "embeddings?": (?=\[)')
@@ -38,6 +42,11 @@ _LOGITS: Final = re.compile(rb', "logits": (?=\[)')
 _NUMBERS: Final = re.compile(rb', "(?:embeddings?|logits)": (?=\[)')
 #: Where such a nested list ends; after a bracket inside it there is another bracket or another list.
 _END: Final = re.compile(rb'\](?=, "|\}\n)')
+#: The fields of a line that are not those of a table of segments.
+_RESERVED: Final = (
+    *("file", "start", "end", "duration", "step", "width", "frames", "first", "logits", "logit_names", "warnings"),
+    *("embedding", "embeddings", "npy", "logits_npy"),
+)
 #: Bytes at the end of a block in which a match of these patterns may begin that goes on in the next block.
 _OVERLAP: Final = 32
 
@@ -93,7 +102,8 @@ def _read(path: Path, beginning: re.Pattern[bytes], shapes: Iterable[Shape]) -> 
 
 def read_records(path: Path) -> Iterator[Record]:
     """The record of each input, from the fields of its line before the vectors."""
-    recorder = Recorder(read_metadata(path), {})
+    metadata = read_metadata(path)
+    recorder, names = Recorder(metadata, {}), field_names(columns_of(metadata))
     with path.open("rb") as file:
         for first in _first_blocks(file):
             block = first
@@ -101,17 +111,34 @@ def read_records(path: Path) -> Iterator[Record]:
                 block += _next_block(file, block)
             line = json.loads(block[: found.start()] + b"}")
             _skip(file, block)
-            logits = line.get("logits", {}).values()
-            record = recorder.record(line["file"], line["duration"], line.get("frames", 1), logits)
-            yield dataclasses.replace(record, warnings=tuple(line.get("warnings", ())))
+            yield record_of(recorder, line, names)
+
+
+def record_of(recorder: Recorder, line: dict[str, Any], names: list[str]) -> Record:
+    """The record that :func:`described` described; ``names`` are those of a segment's other fields."""
+    segment = None
+    if recorder.segmented:
+        fields = tuple(line[name] for name in names)
+        segment = Segment(line["start"], line["end"], None, fields, line.get("first", line["start"]))
+    logits = line.get("logits", {}).values()
+    record = recorder.record(path_of(line["file"]), line["duration"], line.get("frames", 1), logits, segment)
+    return dataclasses.replace(record, warnings=tuple(line.get("warnings", ())))
+
+
+def field_names(columns: Iterable[Column]) -> list[str]:
+    """The names that the fields of a segment have in a line."""
+    return told_apart((plain(column.name) for column in columns), _RESERVED)
 
 
 def described(layout: Layout, embedding: Embedding) -> dict[str, JSON]:
     """The JSON fields of one input, without its vectors and its frame-level logits."""
-    record: dict[str, JSON] = {"file": embedding.path, "start": 0.0, "end": embedding.duration}
+    record: dict[str, JSON] = {"file": file_text(embedding.path), "start": embedding.start, "end": embedding.end}
     record["duration"] = embedding.duration
+    record |= dict(zip(field_names(layout.columns or ()), layout.fields_of(embedding), strict=True))
     if layout.level == "frame":
         record |= {"step": layout.times.step, "width": layout.times.width, "frames": len(embedding.values)}
+        if embedding.segment is not None:
+            record["first"] = embedding.segment.first
     if embedding.logits is not None and not layout.logits_by_frame:
         # Through the decimal, so that a float32 does not come out with the 17 digits of a float64.
         numbers = [float(text) for text in shortest(embedding.logits)]

@@ -4,21 +4,21 @@ An array is (D,) or (T, D) float32, with a layers axis before D for several laye
 input, in input order: ``npy`` (the array's name inside the folder), and ``file``, ``duration``, ``logits``,
 ``warnings`` as in ``.jsonl``. The logits of a frame-level head are arrays (T, K) of the same names in the folder
 ``logits``, listed as ``logits_npy`` in the index; an input folder of that name becomes ``logits~``. ``metadata.json``
-describes the run. If an input is absolute or has ``..``, all are named from the deepest folder that holds them all
-(:func:`w2v_runtime.stores.tree.mirrored`).
+describes the run. A segment's array has its times in its name, ``a/b.wav.1.5-2.25.npy``. If an input is absolute or
+has ``..``, all are named from the deepest folder that holds them all (:func:`w2v_runtime.stores.tree.mirrored`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from w2v_runtime.stores.base import Layout, Ledger, Metadata
-from w2v_runtime.stores.jsonl import described
+from w2v_runtime.stores.base import Layout, Ledger, Metadata, columns_of
+from w2v_runtime.stores.jsonl import described, field_names, record_of
+from w2v_runtime.stores.names import file_text, path_of
 from w2v_runtime.stores.npz import read_header, write_header
 from w2v_runtime.stores.pending import ARRAYS, INDEX, METADATA, PendingFolder
 from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, check_array, paired
@@ -71,13 +71,13 @@ class NpyStore:
         root, by_frame = self._pending.temporary, self._layout.logits_by_frame
         records = self._staging / INDEX
         with records.open(encoding="ascii") as lines, (root / INDEX).open("x", encoding="ascii") as index:
-            names = mirrored(self._ledger.paths, ".npy", RESERVED | {_LOGITS} if by_frame else RESERVED)
+            names = mirrored(self._ledger.names, ".npy", RESERVED | {_LOGITS} if by_frame else RESERVED)
             for number, (name, line) in enumerate(zip(names, lines, strict=True)):
-                record = {_VALUES_KEY: name}
+                record = {_VALUES_KEY: file_text(name)}
                 _move(self._staging / f"{number}.npy", root / name)
                 if by_frame:
-                    record[_LOGITS_KEY] = f"{_LOGITS}/{name}"
-                    _move(self._staging / f"{number}.{_LOGITS}.npy", root / record[_LOGITS_KEY])
+                    record[_LOGITS_KEY] = file_text(f"{_LOGITS}/{name}")
+                    _move(self._staging / f"{number}.{_LOGITS}.npy", root / _LOGITS / name)
                 index.write(json.dumps(record | json.loads(line)) + "\n")
         records.unlink()
         self._staging.rmdir()
@@ -96,17 +96,16 @@ def read_logits(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
 def _read(path: Path, key: str, shapes: Iterable[Shape]) -> Iterator[Values]:
     with (path / INDEX).open("rb") as index:
         for line, shape in paired(index, shapes):
-            yield _read_array(path / json.loads(line)[key], shape)
+            yield _read_array(path / path_of(json.loads(line)[key]), shape)
 
 
 def read_records(path: Path) -> Iterator[Record]:
     """The record of each input, from the index."""
-    recorder = Recorder(read_metadata(path), {})
+    metadata = read_metadata(path)
+    recorder, names = Recorder(metadata, {}), field_names(columns_of(metadata))
     with (path / INDEX).open("rb") as index:
-        for line in map(json.loads, index):
-            logits = line.get("logits", {}).values()
-            record = recorder.record(line["file"], line["duration"], line.get("frames", 1), logits)
-            yield dataclasses.replace(record, warnings=tuple(line.get("warnings", ())))
+        for line in index:
+            yield record_of(recorder, json.loads(line), names)
 
 
 def read_metadata(path: Path) -> Metadata:

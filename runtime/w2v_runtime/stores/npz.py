@@ -2,24 +2,31 @@
 
 Reads with ``numpy.load(path)``, no pickle. ``embeddings`` is (N, D) float32, (ΣT, D) at frame level, with a layers axis
 before D for several layers; the frames of input i are ``embeddings[frame_offsets[i]:frame_offsets[i + 1]]``. ``logits``
-is (N, K), or (ΣT, K) of a frame-level head, with the same offsets; ``logit_names`` names the columns. Paths that are
-not UTF-8 are stored in ``paths`` as ``os.fsdecode`` gives them, so ``os.fsencode`` returns their bytes.
+is (N, K), or (ΣT, K) of a frame-level head, with the same offsets; ``logit_names`` names the columns. Of segments,
+``starts`` and ``ends`` (N,) are seconds of the recording, ``frame_starts`` (N,) those of their first frames, and each
+other column of their table is an array (N,) of its name. Paths that are not UTF-8 are escaped, see
+:func:`w2v_runtime.stores.names.file_text`.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
 import shutil
 import zipfile
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
-from w2v_runtime.stores.base import Layout, Ledger, Metadata
+from w2v_runtime.embedding.results import Segment
+from w2v_runtime.stores.base import Layout, Ledger, Metadata, columns_of
+from w2v_runtime.stores.names import file_text, path_of, plain
 from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, block_rows, check_array, cut
+from w2v_runtime.stores.tree import told_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +34,14 @@ if TYPE_CHECKING:
 
     from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
+    from w2v_runtime.tables.rows import Column
 
+_DTYPES: Final = {"int": np.int64, "float": np.float64, "bool": np.bool_}
+#: The arrays that are not columns of a table of segments.
+_RESERVED: Final = (
+    *("embeddings", "paths", "durations", "frame_offsets", "logits", "logit_names", "metadata"),
+    *("starts", "ends", "frame_starts"),
+)
 #: Text is padded to its longest string (4 bytes a character), so it is written in blocks of this many strings.
 TEXT_BLOCK: Final = 4096
 
@@ -77,8 +91,40 @@ def read_records(path: Path) -> Iterator[Record]:
         rows = np.diff(arrays["frame_offsets"]) if metadata["level"] == "frame" else np.ones(len(durations), int)
         columns = metadata["labels"] and metadata["head_level"] != "frame"
         logits = arrays["logits"] if columns else np.empty((len(durations), 0), np.float32)
-        for path_, *told in zip(_texts(path, "paths"), durations, rows.tolist(), logits.tolist(), strict=True):
-            yield recorder.record(path_, *told)
+        segments = _segments(path, metadata, arrays) if recorder.segmented else itertools.repeat(None)
+        told = zip(_texts(path, "paths"), durations, rows.tolist(), logits.tolist(), strict=True)
+        for (path_, duration, count, numbers), segment in zip(told, segments, strict=False):
+            yield recorder.record(path_of(path_), duration, count, numbers, segment)
+
+
+def _segments(path: Path, metadata: Metadata, arrays: Any) -> Iterator[Segment]:
+    columns = columns_of(metadata)
+    fields = [
+        _texts(path, name) if column.kind == "str" else _missing_as_none(arrays[name].tolist())
+        for name, column in zip(column_names(columns), columns, strict=True)
+    ]
+    starts, ends = arrays["starts"].tolist(), arrays["ends"].tolist()
+    firsts = arrays["frame_starts"].tolist() if metadata["level"] == "frame" else starts
+    rows = zip(*fields, strict=True) if fields else itertools.repeat(())
+    for start, end, first, row in zip(starts, ends, firsts, rows, strict=False):
+        told = tuple(column.typed(value) for column, value in zip(columns, row, strict=True))
+        yield Segment(start, end, None, told, first)
+
+
+def _missing_as_none(values: list[Any]) -> Iterator[Any]:
+    return (None if value != value else value for value in values)
+
+
+def column_names(columns: Iterable[Column]) -> list[str]:
+    """The names of the arrays of a table's other columns."""
+    return told_apart((plain(column.name).replace("/", "_") for column in columns), _RESERVED)
+
+
+def typed_array(column: Column, values: Sequence[Any]) -> npt.NDArray[Any]:
+    """A column of numbers; where a value is missing it is one of floats, with NaN for it."""
+    if not column.missing:
+        return np.array(values, _DTYPES[column.kind])
+    return np.array([math.nan if value is None else float(value) for value in values])
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -98,6 +144,7 @@ class NpzStore:
         self._pending = pending
         self._layout = layout
         self._ledger = Ledger(layout)
+        self._told: list[list[Any]] = [[] for _ in layout.columns or ()]
         self._file = pending.create()
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         self._embeddings = self._member("embeddings")
@@ -109,14 +156,18 @@ class NpzStore:
         self._embeddings.write(rows.data)
         if self._layout.logits_by_frame:
             self._logits.write(self._layout.logits_of(embedding).data)
+        for values, field in zip(self._told, self._layout.fields_of(embedding), strict=True):
+            values.append(field)
         self._ledger.add(embedding, len(rows))
 
     def commit(self) -> None:
         ledger, layout = self._ledger, self._layout
         ledger.check_complete()
         self._embeddings.close()
-        self._add_text("paths", ledger.paths)
+        self._add_text("paths", [file_text(path) for path in ledger.paths])
         self._add("durations", np.asarray(ledger.durations))
+        if layout.columns is not None:
+            self._add_segments()
         if layout.level == "frame":
             self._add("frame_offsets", np.asarray(ledger.offsets))
         if layout.logits_by_frame:
@@ -129,6 +180,18 @@ class NpzStore:
         self._zip.close()
         self._file.close()
         self._pending.commit()
+
+    def _add_segments(self) -> None:
+        ledger, columns = self._ledger, self._layout.columns or ()
+        self._add("starts", np.asarray(ledger.starts))
+        self._add("ends", ledger.ends)
+        if self._layout.level == "frame":
+            self._add("frame_starts", np.asarray(ledger.firsts))
+        for name, column, values in zip(column_names(columns), columns, self._told, strict=True):
+            if column.kind == "str":
+                self._add_text(name, values)
+            else:
+                self._add(name, typed_array(column, values))
 
     def discard(self) -> None:
         self._pending.discard(self._logits, self._embeddings, self._zip, self._file)
@@ -149,7 +212,7 @@ class NpzStore:
         self._logits.close()
 
     def _add_text(self, name: str, strings: Sequence[str]) -> None:
-        dtype = f"<U{max(map(len, strings), default=1)}"
+        dtype = f"<U{max(1, *map(len, strings)) if strings else 1}"
         with self._member(name) as member:
             write_header(member, dtype, (len(strings),))
             for block in _blocks(strings):

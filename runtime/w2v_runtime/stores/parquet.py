@@ -1,38 +1,42 @@
 """``.parquet``: ``file``, ``start``, ``end``, the head's labels, ``embedding``; one row per input, or per frame.
 
-A frame-level head has its own logits in each row. A label's column has its name, with ``~2`` where another column has
-that name already; the labels' columns are all those between ``end`` and ``embedding``. ``embedding`` is
-fixed_size_list<float32> of D numbers; for several layers of layers · D, layer by layer (``layers`` and ``dim`` of the
-metadata). The schema holds the metadata as JSON under ``b"w2v"``. The inputs' warnings by path, and at frame level
-their durations, are known only at the end, so they are in the file's own key-value metadata, under ``b"w2v_warnings"``
-and ``b"w2v_durations"``. Text in Parquet must be UTF-8; paths that are not are escaped, see :func:`file_text`.
+A frame-level head has its own logits in each row. Of segments, the other columns of their table follow ``end``, typed.
+A label's column has its name, with ``~2`` where another column has that name already. ``embedding`` is
+fixed_size_list<float32> of D numbers; several layers have a column each, ``embedding_9``. The schema holds the metadata
+as JSON under ``b"w2v"``, and where pandas looks for a table's ``attrs``. The inputs' warnings by path, and at frame
+level their durations and segments, are known only at the end, so they are in the file's own key-value metadata, under
+``b"w2v_warnings"``, ``b"w2v_durations"`` and ``b"w2v_segments"``. Text in Parquet must be UTF-8; paths that are not are
+escaped, see :func:`w2v_runtime.stores.names.file_text`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, unquote_to_bytes
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from w2v_runtime.stores.base import Layout, Ledger, Metadata
+from w2v_runtime.stores.base import COLUMNS, Layout, Ledger, Metadata
+from w2v_runtime.stores.names import file_text, path_of
 from w2v_runtime.stores.reading import BLOCK_BYTES, Record, Recorder, Shape, Values, block_rows, cut, vector_shape
 from w2v_runtime.stores.tree import told_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
 
 METADATA_KEY: Final = "w2v"
+#: Where pandas keeps ``DataFrame.attrs``.
+_PANDAS_KEY: Final = "PANDAS_ATTRS"
 WARNINGS_KEY: Final = "w2v_warnings"
 DURATIONS_KEY: Final = "w2v_durations"
+SEGMENTS_KEY: Final = "w2v_segments"
+_KINDS: Final = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 #: Vectors are held back until they fill a row group of this many bytes.
 ROW_GROUP_BYTES: Final = 32 * 2**20
 
@@ -41,23 +45,6 @@ _VECTORS: Final = "embedding"
 #: The least that is read at a time from each of many columns, in bytes and in rows: each read has a high fixed cost.
 _MIN_BUFFER_BYTES: Final = 4096
 _MIN_ROWS: Final = 256
-
-_URI: Final = "file:"
-
-
-def file_text(path: str) -> str:
-    """A path as Parquet text: itself if it is UTF-8, else its bytes percent-encoded after ``file:``.
-
-    A path that itself begins with ``file:`` is encoded too, so the way back is certain:
-    ``os.fsdecode(urllib.parse.unquote_to_bytes(text[5:])) if text.startswith("file:") else text``.
-    """
-    utf8 = not any("\ud800" <= character <= "\udfff" for character in path)
-    return path if utf8 and not path.startswith(_URI) else _URI + quote(path, errors="surrogateescape")
-
-
-def path_of(text: str) -> str:
-    """The path that :func:`file_text` turned into ``text``."""
-    return os.fsdecode(unquote_to_bytes(text.removeprefix(_URI))) if text.startswith(_URI) else text
 
 
 class ParquetStore:
@@ -71,10 +58,11 @@ class ParquetStore:
         numbers = width + (len(layout.labels) if layout.logits_by_frame else 0)
         capacity = max(1, min(ROW_GROUP_BYTES // (4 * numbers), layout.rows))
         self._files: list[str] = []
+        self._told: list[list[Any]] = [[] for _ in layout.columns or ()]
         self._times = np.empty((2, capacity))
         self._logits = np.empty((len(layout.labels), capacity), np.float32)
         self._vectors = np.empty((capacity, width), np.float32)
-        self._schema = _schema(layout, width, json.dumps(self._ledger.metadata()))
+        self._schema = _schema(layout, json.dumps(self._ledger.metadata()))
         self._file = pending.create()
         # Dictionaries and statistics of vectors cost time and never help a reader.
         self._writer = pq.ParquetWriter(
@@ -90,6 +78,8 @@ class ParquetStore:
             filled = len(self._files)
             taken = min(len(rows) - done, len(self._vectors) - filled)
             self._files += [file] * taken
+            for column, field in zip(self._told, self._layout.fields_of(embedding), strict=True):
+                column += [field] * taken
             self._times[:, filled : filled + taken] = times[:, done : done + taken]
             self._logits[:, filled : filled + taken] = logits[done : done + taken].T
             self._vectors[filled : filled + taken] = rows[done : done + taken].reshape(taken, -1)
@@ -102,7 +92,12 @@ class ParquetStore:
         self._ledger.check_complete()
         if self._files:
             self._write_row_group()
-        late = {WARNINGS_KEY: self._ledger.warnings, DURATIONS_KEY: self._ledger.frame_durations}
+        ledger = self._ledger
+        late = {
+            WARNINGS_KEY: ledger.warnings,
+            DURATIONS_KEY: ledger.frame_durations,
+            SEGMENTS_KEY: ledger.frame_segments,
+        }
         self._writer.add_key_value_metadata({key: json.dumps(told) for key, told in late.items() if told})
         self._writer.close()
         self._file.close()
@@ -115,12 +110,20 @@ class ParquetStore:
 
     def _write_row_group(self) -> None:
         rows = len(self._files)
-        vectors = pa.FixedSizeListArray.from_arrays(
-            pa.array(self._vectors[:rows].ravel()), type=self._schema.field(_VECTORS).type
-        )
-        columns = [pa.array(self._files), *map(pa.array, (*self._times[:, :rows], *self._logits[:, :rows])), vectors]
+        kind = self._schema.types[-1]
+        layers = self._vectors[:rows].reshape(rows, -1, kind.list_size)
+        vectors = [
+            pa.FixedSizeListArray.from_arrays(pa.array(layers[:, layer].ravel()), type=kind)
+            for layer in range(layers.shape[1])
+        ]
+        times, logits = map(pa.array, self._times[:, :rows]), map(pa.array, self._logits[:, :rows])
+        kinds = self._schema.types[len(_BEFORE_LABELS) :]
+        told = [pa.array(values, kind) for values, kind in zip(self._told, kinds, strict=False)]
+        columns = [pa.array(self._files), *times, *told, *logits, *vectors]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=rows)
         self._files.clear()
+        for values in self._told:
+            values.clear()
 
 
 def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
@@ -137,16 +140,17 @@ def read_records(path: Path) -> Iterator[Record]:
     """The record of each input, from the rows and the file's metadata."""
     with path.open("rb") as file:
         schema, told = pq.read_schema(file), pq.read_metadata(file).metadata or {}
-    labels = schema.names[len(_BEFORE_LABELS) : -1]
-    warnings, durations = (json.loads(told.get(key.encode(), b"null")) for key in (WARNINGS_KEY, DURATIONS_KEY))
+    metadata = _metadata(schema)
+    names = schema.names[: -len(_vector_names(schema))]
+    labels = len(_BEFORE_LABELS) + len(metadata.get(COLUMNS, ()))
+    keys = (WARNINGS_KEY, DURATIONS_KEY, SEGMENTS_KEY)
+    warnings, durations, segments = (json.loads(told.get(key.encode(), b"null")) for key in keys)
     rows = (
-        (path_of(file), start, end, logits)
-        for batch in _batches(path, [*_BEFORE_LABELS, *labels], _MIN_ROWS)
-        for file, start, end, *logits in zip(
-            *(batch.column(name).to_pylist() for name in (*_BEFORE_LABELS, *labels)), strict=True
-        )
+        (path_of(row[0]), row[1], row[2], row[labels:], row[len(_BEFORE_LABELS) : labels])
+        for batch in _batches(path, names, _MIN_ROWS)
+        for row in zip(*(batch.column(name).to_pylist() for name in names), strict=True)
     )
-    return Recorder(_metadata(schema), warnings or {}).by_rows(rows, durations or ())
+    return Recorder(metadata, warnings or {}).by_rows(rows, durations or (), segments or ())
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -162,13 +166,18 @@ def _metadata(schema: pa.Schema) -> Metadata:
 
 def _vectors(path: Path) -> Iterator[Values]:
     vector = vector_shape(read_metadata(path))
-    for batch in _batches(path, [_VECTORS], block_rows(vector)):
-        yield batch.column(_VECTORS).flatten().to_numpy().reshape(len(batch), *vector)
+    with path.open("rb") as file:
+        names = _vector_names(pq.read_schema(file))
+    for batch in _batches(path, names, block_rows(vector)):
+        layers = [batch.column(name).flatten().to_numpy().reshape(len(batch), -1) for name in names]
+        yield np.concatenate(layers, axis=1).reshape(len(batch), *vector)
 
 
 def _logits(path: Path) -> Iterator[Values]:
     with path.open("rb") as file:
-        names = pq.read_schema(file).names[len(_BEFORE_LABELS) : -1]
+        schema = pq.read_schema(file)
+    told = len(_BEFORE_LABELS) + len(_metadata(schema).get(COLUMNS, ()))
+    names = schema.names[told : -len(_vector_names(schema))]
     for batch in _batches(path, names, max(_MIN_ROWS, block_rows((len(names),)))):
         yield np.stack([batch.column(name).to_numpy() for name in names], axis=1)
 
@@ -184,10 +193,25 @@ def _batches(path: Path, columns: list[str], rows: int) -> Iterator[pa.RecordBat
         yield from output.iter_batches(rows, columns=columns)
 
 
-def _schema(layout: Layout, width: int, metadata: str) -> pa.Schema:
-    number = pa.field("element", pa.float32(), nullable=False)
+def _vector_columns(layers: Sequence[str]) -> list[str]:
+    return [_VECTORS] if len(layers) == 1 else [f"{_VECTORS}_{layer}" for layer in layers]
+
+
+def _vector_names(schema: pa.Schema) -> list[str]:
+    """The columns of the vectors, which are the last; the previous release wrote one for several layers, too."""
+    if schema.names[-1] == _VECTORS:
+        return [_VECTORS]
+    return _vector_columns(_metadata(schema)["layers"])
+
+
+def _schema(layout: Layout, metadata: str) -> pa.Schema:
+    vectors = _vector_columns(layout.layers)
+    taken = (*_BEFORE_LABELS, _VECTORS, *vectors)
     kinds = dict(zip(_BEFORE_LABELS, (pa.string(), pa.float64(), pa.float64()), strict=True))
-    kinds |= {name: pa.float32() for name in told_apart(layout.labels, (*_BEFORE_LABELS, _VECTORS))}
-    kinds |= {_VECTORS: pa.list_(number, width)}
-    fields = [pa.field(name, kind, nullable=False) for name, kind in kinds.items()]
-    return pa.schema(fields, metadata={METADATA_KEY: metadata})
+    told = layout.column_names((*taken, *layout.labels))
+    kinds |= {name: _KINDS[column.kind] for name, column in zip(told, layout.columns or (), strict=True)}
+    kinds |= {name: pa.float32() for name in told_apart(layout.labels, taken)}
+    number = pa.field("element", pa.float32(), nullable=False)
+    kinds |= dict.fromkeys(vectors, pa.list_(number, layout.dim))
+    fields = [pa.field(name, kind, nullable=name in told) for name, kind in kinds.items()]
+    return pa.schema(fields, metadata={METADATA_KEY: metadata, _PANDAS_KEY: metadata})

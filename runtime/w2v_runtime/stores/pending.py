@@ -14,6 +14,7 @@ from typing import BinaryIO, Final, Protocol
 from w2v_models.errors import OutputError
 from w2v_runtime.files.durable import replace, sync_file, sync_folder
 from w2v_runtime.files.exchange import exchange
+from w2v_runtime.stores.names import path_of
 
 #: Suffixes of an unfinished output and of one that is being replaced; such names begin with a dot and are our own.
 TEMPORARY_SUFFIX: Final = ".w2v-tmp"
@@ -179,8 +180,8 @@ def _listed(folder: Path) -> set[str]:
             return set()
         with (folder / INDEX).open("rb") as lines:
             for record in map(json.loads, lines):
-                known.update(record[key] for key in ARRAYS if key in record)
-    except (OSError, ValueError, LookupError, TypeError):
+                known.update(path_of(record[key]) for key in ARRAYS if key in record)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return set()
     return {name for name in known if name in (METADATA, INDEX) or name.endswith(".npy")}
 

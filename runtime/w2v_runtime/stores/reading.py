@@ -5,21 +5,26 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from w2v_runtime.embedding.results import Segment
+from w2v_runtime.stores.base import COLUMNS
+from w2v_runtime.stores.names import file_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from w2v_runtime.stores.base import Metadata
+    from w2v_runtime.tables.rows import Value
 
 T = TypeVar("T")
 Shape: TypeAlias = tuple[int, ...]
 Values: TypeAlias = npt.NDArray[np.float32]
-#: A row of a table: file, start and end in seconds, the numbers of the head's columns.
-Row: TypeAlias = tuple[str, float, float, Sequence[float]]
+#: A row of a table: file, start and end in seconds, the numbers of the head's columns, the fields of a segment.
+Row: TypeAlias = "tuple[str, float, float, Sequence[float], tuple[Value, ...]]"
 
 #: About how many bytes of an output are read at a time; ``w2v-merge`` reads many outputs at once.
 BLOCK_BYTES: Final = 2**20
@@ -30,7 +35,7 @@ class Record:
     """One input of a finished output, as the output itself describes it, without its vectors and frame-level logits.
 
     ``shape`` is that of its values, ``logits_shape`` (T, K) that of its frame-level logits; ``logits`` (K,) are those
-    of an utterance-level head. ``duration`` is in seconds.
+    of an utterance-level head. ``duration`` is in seconds. ``segment`` is None for a whole recording.
     """
 
     path: str
@@ -39,6 +44,7 @@ class Record:
     logits: tuple[float, ...] | None
     logits_shape: Shape | None
     warnings: tuple[str, ...]
+    segment: Segment | None = None
 
 
 class Reader(Protocol):
@@ -66,28 +72,40 @@ class Recorder:
         self._labels = len(metadata["labels"])
         self._by_frame = self._labels > 0 and metadata["head_level"] == "frame"
         self._warnings = warnings
+        #: Whether the inputs are segments.
+        self.segmented = COLUMNS in metadata
 
-    def record(self, path: str, duration: float, rows: int, logits: Iterable[float]) -> Record:
+    def record(
+        self, path: str, duration: float, rows: int, logits: Iterable[float], segment: Segment | None = None
+    ) -> Record:
         """The record of an input with ``rows`` rows; ``logits`` are ignored unless the head is utterance-level."""
+        name = path if segment is None else f"{path}[{segment.start}:{round(segment.start + duration, 9)}]"
         return Record(
             path,
             float(duration),
             (rows, *self._vector) if self._frames else self._vector,
             tuple(np.array(list(logits), np.float32).tolist()) if self._labels and not self._by_frame else None,
             (rows, self._labels) if self._by_frame else None,
-            tuple(self._warnings.get(path, ())),
+            tuple(self._warnings.get(file_text(name), ()) or self._warnings.get(name, ())),
+            segment,
         )
 
-    def by_rows(self, rows: Iterable[Row], durations: Sequence[float] = ()) -> Iterator[Record]:
-        """The records of a table; a row that starts at 0 seconds is the first row of an input.
+    def by_rows(
+        self, rows: Iterable[Row], durations: Sequence[float] = (), segments: Sequence[Sequence[Any]] = ()
+    ) -> Iterator[Record]:
+        """The records of a table; a row that starts at 0 seconds is the first row of a recording.
 
-        ``durations`` are the inputs' in seconds; an input without one lasts until the end of its last row.
+        ``durations`` are the inputs' in seconds; an input without one lasts until the end of its last row. ``segments``
+        are what ``Ledger.frame_segments`` told.
         """
+        if self.segmented:
+            yield from self._segments(iter(rows), durations, segments)
+            return
         number, count = 0, 0
-        last: Row = ("", 0.0, 0.0, ())
+        last: Row = ("", 0.0, 0.0, (), ())
 
         def finished() -> Record:
-            file, _, end, logits = last
+            file, _, end, logits, _ = last
             return self.record(file, durations[number] if number < len(durations) else end, count, logits)
 
         for row in rows:
@@ -97,6 +115,20 @@ class Recorder:
             last, count = row, count + 1
         if count:
             yield finished()
+
+    def _segments(
+        self, rows: Iterator[Row], durations: Sequence[float], segments: Sequence[Sequence[Any]]
+    ) -> Iterator[Record]:
+        if not self._frames:
+            for file, start, end, logits, fields in rows:
+                segment = Segment(start, end, None, fields, start)
+                yield self.record(file, round(end - start, 9), 1, logits, segment)
+            return
+        for (start, first, count), duration in zip(segments, durations, strict=True):
+            held = list(itertools.islice(rows, count))
+            file, _, _, logits, fields = held[0]
+            segment = Segment(start, round(start + duration, 9), None, fields, first)
+            yield self.record(file, duration, len(held), logits, segment)
 
 
 def vector_shape(metadata: Metadata) -> Shape:

@@ -132,8 +132,9 @@ class TextOutput:
         with self._pending.temporary.open("rb") as text:
             described = {_TEXT: _described(text)}
         with self._sidecar.create() as file:
-            durations = {"durations": ledger.frame_durations} if ledger.frame_durations else {}
-            file.write(json.dumps(ledger.metadata() | durations | described).encode("ascii") + b"\n")
+            late = {"durations": ledger.frame_durations, "segments": ledger.frame_segments}
+            told = {name: values for name, values in late.items() if values}
+            file.write(json.dumps(ledger.metadata() | told | described).encode("ascii") + b"\n")
         self._sidecar.commit()
         self._pending.commit()
 

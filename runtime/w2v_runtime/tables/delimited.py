@@ -1,0 +1,82 @@
+"""``.csv`` and ``.tsv``: columns ``file``, ``start``, ``end`` and any others, as audformat and opensmile write them."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator
+from typing import Final
+
+from w2v_models.errors import RefusedError
+from w2v_runtime.tables.rows import Row, seconds
+from w2v_runtime.tables.text import open_text
+
+#: The columns that every such table has; all others are carried through.
+NEEDED: Final = ("file", "start", "end")
+_DELIMITERS: Final = (",", "\t", ";")
+#: A field beyond this is not a label: an open quotation mark swallows the rest of a file.
+_MAX_FIELD: Final = 2**20
+
+
+def read(path: str) -> Iterator[Row]:
+    """The rows of a table, read as they are used.
+
+    Raises:
+        RefusedError: a column is missing or named twice, a row has another number of fields than the header, or a time
+            is none; the message names the table's line.
+    """
+    csv.field_size_limit(_MAX_FIELD)
+    with open_text(path) as file:
+        header_line = file.readline()
+        delimiter = max(_DELIMITERS, key=header_line.count)
+        rows = csv.reader(itertools.chain([header_line], file), delimiter=delimiter, strict=True)
+        try:
+            header = [name.strip() for name in next(rows, [])]
+            places = check_columns(header)
+            for fields in rows:
+                number = rows.line_num
+                if not fields:
+                    continue
+                if len(fields) != len(header):
+                    raise RefusedError(
+                        f"line {number} has {len(fields)} fields, but the header has {len(header)}: "
+                        "quote fields that hold the delimiter."
+                    )
+                yield row_of(number, "line", header, fields, places)
+        except csv.Error as error:
+            raise RefusedError(f"line {rows.line_num} is no row of a table ({error}); quote its fields.") from None
+
+
+def check_columns(header: list[str]) -> tuple[int, int, int]:
+    """The places of the needed columns.
+
+    Raises:
+        RefusedError: one is missing, or a name occurs twice.
+    """
+    if missing := [name for name in NEEDED if name not in header]:
+        there = ", ".join(header) if any(header) else "none"
+        raise RefusedError(
+            f"it has no column {', '.join(missing)}; a table of segments has the columns file, start and end, and this "
+            f"one has: {there:.200}."
+        )
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise RefusedError(f"it has two columns {twice[0]!r}; rename one.")
+    first, second, third = map(header.index, NEEDED)
+    return first, second, third
+
+
+def row_of(number: int, word: str, header: list[str], fields: list, places: tuple[int, int, int]) -> Row:  # type: ignore[type-arg]
+    """A row from its fields; ``word`` is what messages call it, ``line`` or ``row``.
+
+    Raises:
+        RefusedError: a time is none, or there is no file.
+    """
+    file, start, end = (fields[place] for place in places)
+    if not isinstance(file, str) or not file:
+        raise RefusedError(f"{word} {number} names no file.")
+    try:
+        begin, stop = seconds(start, "start"), seconds(end, "end")
+    except RefusedError as error:
+        raise RefusedError(f"{word} {number}: {error}.") from None
+    others = {name: field for i, (name, field) in enumerate(zip(header, fields, strict=True)) if i not in places}
+    return Row(number, file, begin or 0.0, stop, None, others)
