@@ -22,10 +22,17 @@ from typing import Final
 import soundfile
 from audio_seeds import audio_seeds
 from bundle_seeds import bundle_seeds
+from container_seeds import container_seeds
 from journal_seeds import journal_seeds
 from list_seeds import list_seeds
 
-_SEEDS: Final = {"audio": audio_seeds, "lists": list_seeds, "bundle": bundle_seeds, "journal": journal_seeds}
+_SEEDS: Final = {
+    "audio": audio_seeds,
+    "containers": container_seeds,
+    "lists": list_seeds,
+    "bundle": bundle_seeds,
+    "journal": journal_seeds,
+}
 _WORKER: Final = Path(__file__).parent / "worker.py"
 #: Seconds for one input, MiB of memory in all, and bytes of an input. These seconds tell a hang: on a busy machine they
 #: are many more than the processor's, which the targets bound themselves.

@@ -312,4 +312,4 @@ def _varint(number: int) -> bytes:
     return bytes([*encoded, number])
 
 
-MUTATORS: Final = {"audio": audio, "lists": lists, "bundle": bundle, "journal": journal}
+MUTATORS: Final = {"audio": audio, "containers": audio, "lists": lists, "bundle": bundle, "journal": journal}

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -26,6 +27,7 @@ from journal_seeds import MADE, VALUES, write_output
 from w2v_models.bundle import MANIFEST, Bundle
 from w2v_models.errors import AudioError, BundleError, OutputError, RefusedError, W2VError
 from w2v_models.manifest import Manifest
+from w2v_runtime.audio import ffmpeg
 from w2v_runtime.audio.reading import MAX_DECLARED_SECONDS, declared_seconds, open_audio, read_audio
 from w2v_runtime.embedding.results import Embedding
 from w2v_runtime.files.outputs import JOURNAL_SUFFIX, VALUES_SUFFIX, hidden
@@ -64,7 +66,7 @@ def audio(content: bytes, folder: Path) -> None:
     """Read a file of any bytes: finite samples of a length that the bytes can hold, or ``AudioError``."""
     path = folder / "input.wav"
     path.write_bytes(content)
-    with _bounded():
+    with _bounded(), mock.patch.object(ffmpeg, "installed", return_value=False):
         with _only(AudioError):
             seconds = declared_seconds(path)
             _expect(0 <= seconds <= MAX_DECLARED_SECONDS, f"{seconds} s are declared")
@@ -74,6 +76,15 @@ def audio(content: bytes, folder: Path) -> None:
                 whole = read_audio(content, RATE)
                 _expect(abs(whole.duration - decoded) < 1e-9, f"{whole.duration} s at once, {decoded} s in blocks")
                 _check_samples(whole.samples)
+
+
+def containers(content: bytes, folder: Path) -> None:
+    """Read a file of any bytes in FFmpeg's process, which may crash: finite samples, or ``AudioError``; no hang."""
+    path, start = folder / "input.bin", time.monotonic()
+    path.write_bytes(content)
+    with _only(AudioError):
+        _read_blocks(path, len(content))
+    _expect(time.monotonic() - start < ffmpeg.STALL_SECONDS, "it took as long as a stalled process")
 
 
 def _read_blocks(path: Path, size: int) -> float:
@@ -270,6 +281,7 @@ def _go_on(output: Path, header: Header, made: dict[str, Embedding]) -> None:
 
 TARGETS: Final[dict[str, Callable[[bytes, Path], None]]] = {
     "audio": audio,
+    "containers": containers,
     "lists": lists,
     "bundle": bundle,
     "journal": journal,

@@ -22,6 +22,7 @@ import mutators
 import targets
 from audio_seeds import audio_seeds, encoded
 from bundle_seeds import bundle_seeds
+from container_seeds import container_seeds
 from list_seeds import list_seeds
 
 from w2v_models.errors import AudioError, BundleError
@@ -29,7 +30,7 @@ from w2v_models.manifest import Manifest
 from w2v_runtime.audio.reading import read_audio
 from w2v_runtime.bundles import library
 
-SEEDS = {"audio": audio_seeds, "lists": list_seeds, "bundle": bundle_seeds}
+SEEDS = {"audio": audio_seeds, "containers": container_seeds, "lists": list_seeds, "bundle": bundle_seeds}
 #: Changes tried by this test, of each target; the fuzzer tries hundreds of thousands.
 CHANGES = 300
 

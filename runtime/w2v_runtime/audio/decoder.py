@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from w2v_models.errors import AudioError
-from w2v_runtime.audio import formats, streams
+from w2v_runtime.audio import ffmpeg, formats, streams
+from w2v_runtime.audio.ffmpeg import FFmpegSound
 from w2v_runtime.audio.formats import CONVERT
 from w2v_runtime.audio.libsndfile import Sound, SoundError
 from w2v_runtime.audio.source import Source, open_content
@@ -34,7 +35,7 @@ _LOSSY_FRACTION: Final = 0.01
 #: formats, which store silence in less; a decoder may pad the last block.
 _FRAMES_PER_BYTE: Final = 16
 _PADDED_BYTES: Final = 65_536
-_COMPRESSED: Final = frozenset(("FLAC", "OGG", "MP3"))
+_COMPRESSED: Final = frozenset(("FLAC", "OGG", "MP3", ffmpeg.CONTAINER))
 
 
 class Decoder:
@@ -129,7 +130,7 @@ class Decoder:
         if sound.container == "FLAC":
             what = f"damaged: the header declares {declared:.2f} s, only {seconds:.2f} s could be decoded"
             raise AudioError(f"{what}; restore the file from its source.")
-        lossy = sound.container in ("MP3", "OGG")
+        lossy = sound.container in ("MP3", "OGG", ffmpeg.CONTAINER)
         if lossy and decoded and declared - seconds > max(_LOSSY_SECONDS, _LOSSY_FRACTION * declared):
             self._warn_cut(declared, seconds)
 
@@ -167,6 +168,8 @@ class Decoder:
                 return streams.next_mp3(self._content, ended.position, stop)
             case "FLAC":
                 return streams.next_flac(self._content, ended.stream, ended.position, self._has_all_frames)
+            case ffmpeg.CONTAINER:
+                return None
             case _:
                 return next(self._streams, None)
 
@@ -182,7 +185,7 @@ class Decoder:
         part.close()
         return frames == declared
 
-    def _open_first(self) -> Sound:
+    def _open_first(self) -> Sound | FFmpegSound:
         if self.size == 0:
             raise AudioError("no samples: the file is empty.")
         stream = next(self._streams)
@@ -191,11 +194,29 @@ class Decoder:
         try:
             return Sound(self._content, stream, self._kind)
         except SoundError as fault:
-            if self._kind is not None and self._kind.help:
-                what, help_ = f": this looks like {self._kind.name}", self._kind.help
-            else:
-                what, help_ = f" or a damaged header ({fault})", CONVERT
-            raise AudioError(f"unsupported format{what}; {help_}") from None
+            if self._kind is not None and not self._kind.recording:
+                raise AudioError(f"unsupported format: this looks like {self._kind.name}; {self._kind.help}") from None
+            return self._open_with_ffmpeg(stream, fault)
+
+    def _open_with_ffmpeg(self, stream: Stream, fault: SoundError) -> Sound | FFmpegSound:
+        """Open what libsndfile refused.
+
+        Raises:
+            AudioError: FFmpeg is not installed, or refuses it, too.
+        """
+        why, help_ = str(fault), CONVERT
+        if ffmpeg.installed():
+            try:
+                return FFmpegSound(self._content, stream)
+            except SoundError as second:
+                why = f"{fault}; {second}"
+        elif self._kind is not None and self._kind.help == CONVERT:
+            help_ = f"read it with {ffmpeg.INSTALL}, or {CONVERT}"
+        if self._kind is not None and self._kind.help:
+            help_ = self._kind.help if self._kind.help != CONVERT else help_
+            told = f" ({why})" if ffmpeg.installed() else ""
+            raise AudioError(f"unsupported format: this looks like {self._kind.name}{told}; {help_}")
+        raise AudioError(f"unsupported format or a damaged header ({why}); {help_}")
 
     def _check_header(self) -> None:
         check_layout(self.rate, self.channels)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from w2v_runtime.files.outputs import Use
     from w2v_runtime.runs.options import RunOptions
     from w2v_runtime.runs.summary import Summary
+    from w2v_runtime.stores import DType
 
 NAME: Final = "w2v-embed"
 FINISHED_WITH_FAILURES: Final = 3
@@ -90,6 +91,7 @@ def embed(
         typer.Option(help="What is heard around a segment: seconds on each side, or whole. [default: 0]"),
     ] = None,
     tier: Annotated[str | None, typer.Option(metavar="NAME", help="The tier of a TextGrid.")] = None,
+    dtype: Annotated[str, typer.Option(help="What vectors are stored in: float32 or float16.")] = "float32",
     channel: Annotated[str, typer.Option(help="mean, or a channel number from 0.")] = "mean",
     pad_short: Annotated[bool, typer.Option("--pad-short", help="Pad audio shorter than one frame.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing output.")] = False,
@@ -142,7 +144,9 @@ def embed(
         if level == "frame" and pooling is not None:
             raise RefusedError("--pooling makes one vector of all frames, so leave it or --level frame out.")
         options = RunOptions(
-            OutputOptions(Path(output), output_format(output), resume, overwrite, failures, hash_, prune),
+            OutputOptions(
+                Path(output), output_format(output), resume, overwrite, failures, hash_, prune, _dtype(dtype)
+            ),
             Request.of(level, pooling or "mean", layer, None if layer_weights is None else read_weights(layer_weights)),
             CorpusOptions(_channel(channel), pad_short, strict, batch_seconds, jobs, _context(segment_context)),
             Windowing(window, context, whole),
@@ -186,6 +190,15 @@ def _channel(text: str) -> int | None:
     if not text.isdecimal():
         raise RefusedError(f"channel {text!r} is neither mean nor a channel number from 0.")
     return int(text)
+
+
+def _dtype(text: str) -> DType:
+    from w2v_runtime.stores import DTYPES
+
+    for dtype in DTYPES:
+        if text == dtype:
+            return dtype
+    raise RefusedError(f"dtype {text!r:.40} is unknown; choose one of: {', '.join(DTYPES)}.")
 
 
 def _context(text: str | None) -> float | str:

@@ -270,6 +270,7 @@ def _layout(parts: Sequence[Part], header: Header) -> Layout:
         metadata=metadata | {RUN: run_record(header)},
         head_level=metadata["head_level"] or "utterance",
         columns=columns_of(metadata) if COLUMNS in metadata else None,
+        dtype=metadata.get("dtype", "float32"),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from w2v_models.bundle import Bundle
+from w2v_runtime.audio import ffmpeg
 from w2v_runtime.embedder import Embedder
 from w2v_runtime.embedding.corpus import CorpusOptions
 from w2v_runtime.embedding.results import Request
@@ -16,7 +17,7 @@ from w2v_runtime.files.outputs import FAILURES_SUFFIX, beside
 from w2v_runtime.runs.inputs import ALL, Shard
 from w2v_runtime.runs.journal import SEGMENTS, Header
 from w2v_runtime.runs.readback import RUN, run_record
-from w2v_runtime.stores import COLUMNS, Layout, OutputFormat
+from w2v_runtime.stores import COLUMNS, DTYPES, DType, Layout, OutputFormat
 from w2v_runtime.tables import Table
 
 STDOUT: Final = "stdout"
@@ -28,7 +29,7 @@ class OutputOptions:
     """Where a run writes, and what becomes of an earlier output there.
 
     ``path`` is as the user typed it. ``failures`` None means the list beside the output. With ``resume``, ``hash``
-    compares contents, and ``prune`` drops results whose inputs are gone.
+    compares contents, and ``prune`` drops results whose inputs are gone. ``dtype`` is what vectors are stored in.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class OutputOptions:
     failures: Path | None = None
     hash: bool = False
     prune: bool = False
+    dtype: DType = "float32"
 
     @property
     def failures_path(self) -> Path | None:
@@ -78,6 +80,8 @@ def header_of(bundle: Bundle, precision: str, options: RunOptions) -> Header:
     }
     if options.segments is not None:
         fingerprint[SEGMENTS] = options.corpus.segment_context
+    if options.output.dtype != DTYPES[0]:
+        fingerprint["dtype"] = options.output.dtype
     return Header(fingerprint, f"{options.shard.index}/{options.shard.count}", finished=False)
 
 
@@ -95,6 +99,7 @@ def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> 
         "pooling": list(request.pooling) if request.level == "utterance" else None,
         "level": request.level,
         "precision": embedder.precision,
+        "dtype": options.output.dtype,
         "device": embedder.engine.device,
         "channel": "mean" if channel is None else channel,
         "window_seconds": windowing.window,
@@ -106,6 +111,8 @@ def metadata(embedder: Embedder, options: RunOptions, header: Header | None) -> 
         "frame_width_seconds": times.width,
         "packages": {name: version for name in _PACKAGES if (version := installed_version(name))},
     }
+    if ffmpeg.used_version is not None:
+        described["packages"] |= {"av": ffmpeg.used_version}
     if options.segments is not None:
         described[SEGMENTS] = options.corpus.segment_context
         described[COLUMNS] = [vars(column) for column in options.segments.columns]
@@ -127,4 +134,5 @@ def layout(embedder: Embedder, options: RunOptions, header: Header | None, count
         metadata=metadata(embedder, options, header),
         head_level="frame" if head and head.level == "frame" else "utterance",
         columns=None if options.segments is None else options.segments.columns,
+        dtype=options.output.dtype,
     )

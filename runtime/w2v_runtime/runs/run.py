@@ -12,6 +12,8 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final, cast
 
+import numpy as np
+
 from w2v_models.errors import OutputError, StorageError
 from w2v_runtime.embedder import Embedder
 from w2v_runtime.embedding.corpus import Finished, embed_in_order, embed_inputs
@@ -217,8 +219,9 @@ class _Run:
 
     def _record(self, finished: Finished, spool: Spool, failures: FailureLog) -> None:
         summary = self._summary
-        for item, result in finished.results:
+        for item, answer in finished.results:
             stamp = self._stamps.pop(item.position)
+            result = _storable(answer, self._options)
             if isinstance(result, Failure):
                 failures.add(result)
                 self._failed.append(spool.index(item.position))
@@ -295,6 +298,15 @@ def _write(store: EmbeddingStore, embedding: Embedding, spool: Spool) -> None:
         raise OutputError(f"{spool.journal_path} is damaged ({error}); start again with --overwrite.") from error
 
 
+def _storable(result: Embedding | Failure, options: RunOptions) -> Embedding | Failure:
+    """The result; a failure where float16, which has no number beyond 65504, cannot hold it."""
+    if isinstance(result, Embedding) and options.output.dtype == "float16":
+        peak = float(np.abs(result.values).max())
+        if peak > np.finfo(np.float16).max:
+            return Failure(result.path, "write", f"a value of {peak:.6g} is too large for float16; leave --dtype out.")
+    return result
+
+
 def stream(embedder: Embedder, inputs: Listed, options: RunOptions, tell: Callable[[Failure], None]) -> Summary:
     """Embed every input of the shard and write JSON lines to standard output as they come, in order.
 
@@ -310,7 +322,8 @@ def stream(embedder: Embedder, inputs: Listed, options: RunOptions, tell: Callab
     with FailureLog(options.output.failures_path, tell) as failures:
 
         def embedded() -> Iterator[Embedding]:
-            for result in results:
+            for answer in results:
+                result = _storable(answer, options)
                 if isinstance(result, Failure):
                     failures.add(result)
                     summary.failed += 1

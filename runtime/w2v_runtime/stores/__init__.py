@@ -6,7 +6,7 @@ and the functions of :class:`~w2v_runtime.stores.reading.Reader`, and name it in
 May import embedding (results), files and the rooms below them.
 """
 
-from w2v_runtime.stores.base import COLUMNS, EmbeddingStore, Layout, columns_of
+from w2v_runtime.stores.base import COLUMNS, DTYPES, DType, EmbeddingStore, Layout, columns_of
 from w2v_runtime.stores.formats import (
     TEXT_FORMATS,
     OutputFormat,
@@ -23,7 +23,9 @@ from w2v_runtime.stores.reading import Record
 
 __all__ = [
     "COLUMNS",
+    "DTYPES",
     "TEXT_FORMATS",
+    "DType",
     "EmbeddingStore",
     "Layout",
     "OutputFormat",

@@ -24,7 +24,7 @@ from w2v_runtime.stores.text import read_metadata as read_metadata
 from w2v_runtime.stores.tree import told_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from w2v_runtime.embedding.results import Embedding
@@ -97,11 +97,15 @@ def read_records(path: Path) -> Iterator[Record]:
 
 def columns(layout: Layout) -> list[str]:
     """The names in the header line."""
-    dims = [f"f{i}" for i in range(layout.dim)]
-    if len(layout.layers) > 1:
-        dims = [f"l{layer}_{dim}" for layer in layout.layers for dim in dims]
+    dims = vector_columns(layout.layers, layout.dim)
     told = layout.column_names((*_FIXED, *layout.labels, *dims))
     return [*_FIXED, *told, *told_apart(layout.labels, (*_FIXED, *dims)), *dims]
+
+
+def vector_columns(layers: Sequence[str], dim: int) -> list[str]:
+    """The names of the columns of a vector: ``f0`` …, and of several layers ``l9_f0`` …."""
+    dims = [f"f{i}" for i in range(dim)]
+    return dims if len(layers) == 1 else [f"l{layer}_{name}" for layer in layers for name in dims]
 
 
 def _text(field: Value) -> str:

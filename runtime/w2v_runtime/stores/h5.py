@@ -59,7 +59,7 @@ class Hdf5Store:
             if layout.logits_by_frame:
                 self._file.create_group(_LOGITS)
         else:
-            self._target = self._file.create_dataset("embeddings", (layout.count, *layout.vector), "<f4")
+            self._target = self._file.create_dataset("embeddings", (layout.count, *layout.vector), layout.numpy_dtype)
 
     def write(self, embedding: Embedding) -> None:
         rows = self._layout.rows_of(embedding)
@@ -183,14 +183,14 @@ def _datasets(output: h5py.File, group: str, shapes: Iterable[Shape]) -> Iterato
     for name, shape in paired(_names(output["datasets"]), shapes):
         dataset = output[_bytes(group) + name.removeprefix(_bytes(_FRAMES))]
         check_array(dataset.dtype, dataset.shape, shape)
-        yield dataset[:]
+        yield dataset[:].astype(np.float32, copy=False)
 
 
 def _blocks(matrix: h5py.Dataset) -> Iterator[Values]:
     check_array(matrix.dtype, matrix.shape, matrix.shape)
     at_once = block_rows(matrix.shape[1:])
     for start in range(0, len(matrix), at_once):
-        yield matrix[start : start + at_once]
+        yield matrix[start : start + at_once].astype(np.float32, copy=False)
 
 
 def _names(datasets: h5py.Dataset) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from w2v_runtime.stores.tree import mirrored
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from w2v_runtime.embedding.results import Embedding
 
@@ -114,9 +116,9 @@ def read_metadata(path: Path) -> Metadata:
     return metadata
 
 
-def _write_array(path: Path, values: Values) -> None:
+def _write_array(path: Path, values: npt.NDArray[Any]) -> None:
     with path.open("xb") as file:
-        write_header(file, "<f4", values.shape)
+        write_header(file, values.dtype.str, values.shape)
         file.write(values.data)
 
 
@@ -127,8 +129,9 @@ def _move(array: Path, name: Path) -> None:
 
 def _read_array(path: Path, shape: Shape) -> Values:
     with path.open("rb") as file:
-        check_array(np.dtype("<f4"), read_header(file), shape)
-        values = np.fromfile(file, "<f4", math.prod(shape))
+        stored, dtype = read_header(file)
+        check_array(dtype, stored, shape)
+        values = np.fromfile(file, dtype, math.prod(shape)).astype(np.float32, copy=False)
         if file.read(1):
             raise ValueError(f"{path} holds more than its header says")
     return values.reshape(shape)

@@ -51,11 +51,11 @@ def write_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
     npy_format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
 
 
-def read_header(file: IO[bytes]) -> Shape:
-    """Read what :func:`write_header` wrote for float32; the data follow, in C order.
+def read_header(file: IO[bytes]) -> tuple[Shape, np.dtype[Any]]:
+    """Read what :func:`write_header` wrote for vectors; the data follow, in C order.
 
     Raises:
-        ValueError: it is not the header of a float32 array in C order.
+        ValueError: it is not the header of a float32 or float16 array in C order.
     """
     version = npy_format.read_magic(file)
     if version != (1, 0):
@@ -64,7 +64,7 @@ def read_header(file: IO[bytes]) -> Shape:
     if fortran_order:
         raise ValueError("it holds an array in Fortran order")
     check_array(dtype, shape, shape)
-    return shape
+    return shape, dtype
 
 
 def read(path: Path, shapes: Iterable[Shape]) -> Iterator[Values]:
@@ -148,7 +148,7 @@ class NpzStore:
         self._file = pending.create()
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
         self._embeddings = self._member("embeddings")
-        write_header(self._embeddings, "<f4", (layout.rows, *layout.vector))
+        write_header(self._embeddings, layout.numpy_dtype, (layout.rows, *layout.vector))
         self._logits = pending.scratch() if layout.logits_by_frame else io.BytesIO()
 
     def write(self, embedding: Embedding) -> None:
@@ -234,11 +234,11 @@ def _texts(path: Path, name: str) -> Iterator[str]:
 
 
 def _vectors(member: IO[bytes]) -> Iterator[Values]:
-    rows, *vector = read_header(member)
+    (rows, *vector), dtype = read_header(member)
     at_once = block_rows(tuple(vector))
     for start in range(0, rows, at_once):
         taken = min(at_once, rows - start)
-        data = member.read(4 * taken * int(np.prod(vector)))
-        yield np.frombuffer(data, "<f4").reshape(taken, *vector)
+        data = member.read(dtype.itemsize * taken * int(np.prod(vector)))
+        yield np.frombuffer(data, dtype).astype(np.float32, copy=False).reshape(taken, *vector)
     if member.read(1):
         raise ValueError("it holds more than its header says")

@@ -61,7 +61,7 @@ class ParquetStore:
         self._told: list[list[Any]] = [[] for _ in layout.columns or ()]
         self._times = np.empty((2, capacity))
         self._logits = np.empty((len(layout.labels), capacity), np.float32)
-        self._vectors = np.empty((capacity, width), np.float32)
+        self._vectors = np.empty((capacity, width), layout.numpy_dtype)
         self._schema = _schema(layout, json.dumps(self._ledger.metadata()))
         self._file = pending.create()
         # Dictionaries and statistics of vectors cost time and never help a reader.
@@ -73,6 +73,8 @@ class ParquetStore:
         rows = self._layout.rows_of(embedding)
         times, logits = np.stack(self._layout.times_of(embedding)), self._layout.logits_of(embedding)
         file = file_text(embedding.path)
+        if self._files and len(self._vectors) - len(self._files) < len(rows) <= len(self._vectors):
+            self._write_row_group()  # so that one row group holds all rows of an input, if any can
         done = 0
         while done < len(rows):
             filled = len(self._files)
@@ -170,7 +172,7 @@ def _vectors(path: Path) -> Iterator[Values]:
         names = _vector_names(pq.read_schema(file))
     for batch in _batches(path, names, block_rows(vector)):
         layers = [batch.column(name).flatten().to_numpy().reshape(len(batch), -1) for name in names]
-        yield np.concatenate(layers, axis=1).reshape(len(batch), *vector)
+        yield np.concatenate(layers, axis=1).astype(np.float32, copy=False).reshape(len(batch), *vector)
 
 
 def _logits(path: Path) -> Iterator[Values]:
@@ -211,7 +213,7 @@ def _schema(layout: Layout, metadata: str) -> pa.Schema:
     told = layout.column_names((*taken, *layout.labels))
     kinds |= {name: _KINDS[column.kind] for name, column in zip(told, layout.columns or (), strict=True)}
     kinds |= {name: pa.float32() for name in told_apart(layout.labels, taken)}
-    number = pa.field("element", pa.float32(), nullable=False)
+    number = pa.field("element", pa.float32() if layout.dtype == "float32" else pa.float16(), nullable=False)
     kinds |= dict.fromkeys(vectors, pa.list_(number, layout.dim))
     fields = [pa.field(name, kind, nullable=name in told) for name, kind in kinds.items()]
     return pa.schema(fields, metadata={METADATA_KEY: metadata, _PANDAS_KEY: metadata})

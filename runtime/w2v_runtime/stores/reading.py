@@ -187,6 +187,6 @@ def paired(items: Iterable[T], shapes: Iterable[Shape]) -> Iterator[tuple[T, Sha
 
 
 def check_array(dtype: np.dtype[np.generic], shape: Shape, expected: Shape) -> None:
-    """Raise ValueError unless an array is float32 of the expected shape."""
-    if dtype != np.dtype("<f4") or shape != expected:
-        raise ValueError(f"it holds {dtype} {shape} where float32 {expected} was written")
+    """Raise ValueError unless an array is float32 or float16, of the expected shape."""
+    if dtype not in (np.dtype("<f4"), np.dtype("<f2")) or shape != expected:
+        raise ValueError(f"it holds {dtype} {shape} where float32 or float16 {expected} was written")

@@ -51,7 +51,7 @@ def joined(values: npt.NDArray[np.float32], separator: str) -> str:
     orjson (the extra ``text``) takes a tenth of the time. Its text differs only in how exponents look, so numbers with
     an exponent are always written by :func:`shortest`.
     """
-    if _dumps is None:
+    if _dumps is None or values.dtype != np.float32:
         return separator.join(shortest(values))
     magnitudes = np.abs(values)
     exponents = np.flatnonzero((magnitudes < _SMALLEST) & (magnitudes != 0) | (magnitudes >= _LARGEST))
