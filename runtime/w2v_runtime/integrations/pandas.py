@@ -25,6 +25,7 @@ from w2v_runtime.embedding.inputs import Context
 from w2v_runtime.embedding.results import Embedding, Failure, Request
 from w2v_runtime.stores import columns_of, output_format, read_logits, read_metadata, read_records, read_values
 from w2v_runtime.stores.csv import vector_columns
+from w2v_runtime.stores.names import file_text
 from w2v_runtime.stores.tree import told_apart
 
 _INDEX: Final = ["file", "start", "end"]
@@ -101,7 +102,8 @@ def to_frame(
 def read(output: str | os.PathLike[str]) -> pd.DataFrame:
     """Read any output of ``w2v-embed``: index ``file, start, end``, the table's columns, the head's, and the vectors.
 
-    At frame level a row is a frame. ``attrs`` holds the metadata.
+    At frame level a row is a frame. ``attrs`` holds the metadata. Names that are not UTF-8 are escaped, as in the
+    output: :func:`w2v_runtime.stores.names.path_of` turns them back.
 
     Raises:
         OutputError: it is missing, damaged, or no output.
@@ -180,7 +182,10 @@ def _seconds(values: Any) -> list[float]:
 
 
 def _times(files: Any, starts: Any, ends: Any) -> pd.MultiIndex:
-    levels = [files, *(pd.to_timedelta(np.asarray(times, float), unit="s") for times in (starts, ends))]
+    levels = [
+        [file_text(file) for file in files],
+        *(pd.to_timedelta(np.asarray(times, float), unit="s") for times in (starts, ends)),
+    ]
     return pd.MultiIndex.from_arrays(levels, names=_INDEX)
 
 

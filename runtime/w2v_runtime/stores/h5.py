@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    import numpy.typing as npt
+
     from w2v_runtime.embedding.results import Embedding
     from w2v_runtime.stores.pending import PendingFile
     from w2v_runtime.tables.rows import Column
@@ -51,6 +53,7 @@ class Hdf5Store:
         self._layout = layout
         self._ledger = Ledger(layout)
         self._told: list[list[Any]] = [[] for _ in layout.columns or ()]
+        self._rows: list[npt.NDArray[Any]] = []
         self._disk = _DeferredErrorFile(pending.temporary)
         self._file = h5py.File(self._disk, "w")
         if layout.level == "frame":
@@ -69,15 +72,24 @@ class Hdf5Store:
             if self._layout.logits_by_frame:
                 self._target.create_dataset(f"{_LOGITS}/{position}", data=self._layout.logits_of(embedding))
         else:
-            self._target[position] = rows[0]
+            self._rows.append(rows[0])
+            if len(self._rows) >= block_rows(self._layout.vector) // 8:
+                self._write_rows(position + 1)
         self._disk.check()
         for values, field in zip(self._told, self._layout.fields_of(embedding), strict=True):
             values.append(field)
         self._ledger.add(embedding, len(rows))
 
+    def _write_rows(self, end: int) -> None:
+        """Write the rows that wait, the last of them before ``end``: a call for each takes ten times as long."""
+        if self._rows:
+            self._target[end - len(self._rows) : end] = np.stack(self._rows)
+            self._rows.clear()
+
     def commit(self) -> None:
         ledger, layout = self._ledger, self._layout
         ledger.check_complete()
+        self._write_rows(len(ledger.paths))
         self._add_text("paths", [file_text(path) for path in ledger.paths])
         self._file["durations"] = np.asarray(ledger.durations)
         if layout.columns is not None:
@@ -110,8 +122,9 @@ class Hdf5Store:
                 self._file[name] = typed_array(column, values)
 
     def _add_text(self, name: str, strings: Sequence[str]) -> None:
-        data = np.array([_bytes(string) for string in strings], dtype=object)
-        self._file.create_dataset(name, data=data, dtype=h5py.string_dtype())
+        # Of fixed length, which PyTables reads, too; an empty array of bytes would have none.
+        data = np.array([_bytes(string) for string in strings] or [b""], "S")
+        self._file.create_dataset(name, data=data[: len(strings)].astype(f"S{max(1, data.itemsize)}"))
 
     def _name_datasets(self) -> None:
         names = mirrored([file_text(name) for name in self._ledger.names])
