@@ -62,6 +62,7 @@ bench-full: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/long.py
 	$(BIN)/python benchmarks/windows.py
+	$(BIN)/python benchmarks/segments.py --full
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/models.py
 

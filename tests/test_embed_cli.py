@@ -15,6 +15,7 @@ import soundfile
 
 from conftest import LABELS, speech
 from w2v_runtime import Embedder, Failure
+from w2v_runtime.stores.names import path_of
 
 
 def run(
@@ -239,7 +240,7 @@ def test_lists_of_inputs(bundles, recordings, tmp_path):
     (tmp_path / "list").write_bytes(odd + b"\0" + os.fsencode(recordings / "a.wav") + b"\0")
     done = run("--files-from", tmp_path / "list", "--null", "-m", bundles("base"), "-o", "-")
     assert done.returncode == 0, done.stderr
-    assert [os.fsencode(json.loads(line)["file"]) for line in done.stdout.splitlines()] == [
+    assert [os.fsencode(path_of(json.loads(line)["file"])) for line in done.stdout.splitlines()] == [
         odd,
         os.fsencode(recordings / "a.wav"),
     ]
