@@ -81,7 +81,7 @@ def test_fp32_is_pytorch_s_own(models, name):
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16")
 @pytest.mark.parametrize("name", ["hubert-batch-norm", "classifier", "emotion"])
 def test_bf16_is_near_pytorch(models, name):
-    """Within its own tolerances; 24 channels and 48 sizes are too few for those of single frames, whatever rounds them."""
+    """Within its own tolerances; 24 channels and 48 sizes are too few for those of single frames."""
     bundle, references = models(name)
     rows = compare(Embedder(bundle, device="openvino", precision="bf16"), references)
     assert min(row.max_rel for row in rows) > 1e-4, "this was not computed in bfloat16"
