@@ -29,6 +29,7 @@ from audio_files import (
     wav_bytes,
 )
 from w2v_models.errors import AudioError
+from w2v_runtime.audio import ffmpeg
 from w2v_runtime.audio.reading import MAX_DECLARED_SECONDS, declared_seconds, from_array, read_audio
 
 
@@ -167,12 +168,16 @@ def test_rates_are_bounded(tmp_path: Path, rate: int) -> None:
         (b"ID3\x04\0\0\0\0\0\x05title" + (b"\xff\xf1\x60\x40\x03\x9f\xfc" + bytes(21)) * 9, "AAC"),
     ],
 )
-def test_unsupported_formats_are_named(tmp_path: Path, content: bytes, name: str) -> None:
-    """What cannot be decoded is called by its name, with the command that converts it."""
-    reason = failure(saved(tmp_path, content))
-    assert reason.startswith("unsupported format")
-    assert name in reason
-    assert "ffmpeg -i IN -ar 16000 -ac 1 OUT.wav" in reason
+def test_unsupported_formats_are_named(tmp_path: Path, monkeypatch, content: bytes, name: str) -> None:
+    """What cannot be decoded is called by its name; without the extra with what reads it and what converts it."""
+    for installed in {ffmpeg.installed(), False}:
+        monkeypatch.setattr(ffmpeg, "installed", lambda installed=installed: installed)
+        reason = failure(saved(tmp_path, content))
+        assert reason.startswith("unsupported format")
+        assert name in reason
+        assert ("which cannot be decoded" in reason) == installed
+        assert ("ffmpeg -i IN -ar 16000 -ac 1 OUT.wav" in reason) != installed
+        assert ("pip install 'w2v-onnx[av]'" in reason) != installed
 
 
 @pytest.mark.parametrize(
@@ -197,8 +202,9 @@ def test_what_is_no_recording_is_named(tmp_path: Path, content: bytes, name: str
 
 
 @pytest.mark.parametrize("coding", ["pcm,embedded-shorten-v2.00", "ulaw,embedded-shorten-v1.1", "pcm,embedded-wavpack"])
-def test_compressed_sphere_is_named_with_what_converts_it(tmp_path: Path, coding: str) -> None:
+def test_compressed_sphere_is_named_with_what_converts_it(tmp_path: Path, monkeypatch, coding: str) -> None:
     """As the LDC's older corpora have it; a SPHERE of plain samples is read."""
+    monkeypatch.setattr(ffmpeg, "installed", lambda: False)
     fields = [
         "NIST_1A",
         "   1024",

@@ -189,6 +189,16 @@ def test_a_crash_of_the_decoder_fails_one_file(tmp_path, number):
     assert read_audio(path, RATE).duration == 120
 
 
+def test_a_process_that_died_while_it_waited_costs_no_file(tmp_path):
+    """The next file gets a new one."""
+    ffmpeg.end_idle()
+    path = str(encoded(tmp_path / "a.m4a", "aac.m4a"))
+    whole = read_audio(path, RATE).samples
+    (process,) = workers()
+    os.kill(process, signal.SIGKILL)
+    assert np.array_equal(read_audio(path, RATE).samples, whole)
+
+
 def test_a_decoder_that_stalls_is_stopped(tmp_path, monkeypatch):
     """After the time that it is given."""
     ffmpeg.end_idle()

@@ -91,15 +91,13 @@ def decode(connection: socket.socket, descriptor: int) -> None:
         blocks = blocks_of(container, stream)
         try:
             first = next(blocks, None)
-            fault = None
         except Exception as error:
-            first, fault = None, reason(error)
-        rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
-        if first is not None:
-            rate, channels = first[0], first[1].shape[1]
-        if not rate or not channels:
-            tell(connection, fault=fault or "its audio cannot be decoded", version=version)
+            tell(connection, fault=reason(error), version=version)
             return
+        if first is None:
+            tell(connection, fault="it holds no samples", version=version)
+            return
+        rate, channels = first[0], first[1].shape[1]
         seconds = None
         if stream.duration is not None and stream.time_base is not None:
             seconds = float(stream.duration * stream.time_base)
@@ -107,6 +105,7 @@ def decode(connection: socket.socket, descriptor: int) -> None:
             seconds = container.duration / av.time_base
         declared = None if seconds is None or not 0 < seconds < 1e9 else round(seconds * rate)
         tell(connection, rate=rate, channels=channels, declared=declared, version=version)
+        fault = None
         try:
             while first is not None:
                 now, samples = first
@@ -118,10 +117,8 @@ def decode(connection: socket.socket, descriptor: int) -> None:
                 for start in range(0, len(samples), step):
                     send(connection, samples[start : start + step].tobytes())
                 first = next(blocks, None)
-        except (OSError, BrokenPipeError) as error:
-            if not isinstance(error, av.error.FFmpegError):
-                raise
-            fault = reason(error)
+        except (BrokenPipeError, ConnectionResetError):
+            raise
         except Exception as error:
             fault = reason(error)
         send(connection, b"")
@@ -168,6 +165,8 @@ def main() -> None:
                 decode(connection, descriptors[0])
             except (BrokenPipeError, ConnectionResetError):
                 return
+            except Exception as error:  # before a header was told: what FFmpeg's libraries raise for such a file
+                tell(connection, fault=reason(error), version=av.__version__)
             finally:
                 with contextlib.suppress(OSError):
                     os.close(descriptors[0])

@@ -194,29 +194,32 @@ class Decoder:
         try:
             return Sound(self._content, stream, self._kind)
         except SoundError as fault:
-            if self._kind is not None and not self._kind.recording:
-                raise AudioError(f"unsupported format: this looks like {self._kind.name}; {self._kind.help}") from None
-            return self._open_with_ffmpeg(stream, fault)
+            kind = self._kind
+            if kind is None or (kind.recording and kind.help):
+                return self._open_with_ffmpeg(stream, fault)
+            if kind.help:
+                raise AudioError(f"unsupported format: this looks like {kind.name}; {kind.help}") from None
+            raise AudioError(f"unsupported format or a damaged header ({fault}); {CONVERT}") from None
 
-    def _open_with_ffmpeg(self, stream: Stream, fault: SoundError) -> Sound | FFmpegSound:
-        """Open what libsndfile refused.
+    def _open_with_ffmpeg(self, stream: Stream, fault: SoundError) -> FFmpegSound:
+        """Open what is of no format that libsndfile decodes.
 
         Raises:
             AudioError: FFmpeg is not installed, or refuses it, too.
         """
-        why, help_ = str(fault), CONVERT
-        if ffmpeg.installed():
-            try:
-                return FFmpegSound(self._content, stream)
-            except SoundError as second:
-                why = f"{fault}; {second}"
-        elif self._kind is not None and self._kind.help == CONVERT:
-            help_ = f"read it with {ffmpeg.INSTALL}, or {CONVERT}"
-        if self._kind is not None and self._kind.help:
-            help_ = self._kind.help if self._kind.help != CONVERT else help_
-            told = f" ({why})" if ffmpeg.installed() else ""
-            raise AudioError(f"unsupported format: this looks like {self._kind.name}{told}; {help_}")
-        raise AudioError(f"unsupported format or a damaged header ({why}); {help_}")
+        kind = self._kind
+        looks = "unsupported format" if kind is None else f"unsupported format: this looks like {kind.name}"
+        if not ffmpeg.installed():
+            if kind is None:
+                raise AudioError(f"{looks} or a damaged header ({fault}); {CONVERT}")
+            raise AudioError(f"{looks}; {kind.help if kind.help != CONVERT else f'{ffmpeg.READ}, or {CONVERT}'}")
+        try:
+            return FFmpegSound(self._content, stream)
+        except SoundError as second:
+            if kind is None:
+                raise AudioError(f"{looks} or a damaged header ({fault}; {second}); {CONVERT}") from None
+            help_ = "restore the file from its source." if kind.help == CONVERT else kind.help
+            raise AudioError(f"{looks}, which cannot be decoded ({second}); {help_}") from None
 
     def _check_header(self) -> None:
         check_layout(self.rate, self.channels)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ from w2v_runtime.audio.source import Content
 from w2v_runtime.audio.streams import Stream
 
 CONTAINER: Final = "FFMPEG"
-INSTALL: Final = "pip install 'w2v-onnx[av]'"
+#: What reads a file without this package's extra.
+READ: Final = "read it with: pip install 'w2v-onnx[av]'"
 _WORKER: Final = Path(__file__).with_name("av_worker.py")
 #: Seconds without an answer after which a process counts as stalled.
 STALL_SECONDS: Final = 60.0
@@ -64,15 +65,10 @@ class FFmpegSound:
         global used_version
         self.stream = Stream(stream.parts)
         self._size, self._frames, self._ended = content.size, 0, False
-        self._process = _taken()
         try:
-            self._process.send(content.descriptor)
-            told = json.loads(self._process.message())
-        except BaseException as error:
-            self._process.kill()
-            if isinstance(error, _LostError):
-                raise SoundError(str(error)) from None
-            raise
+            self._process, told = _begun(content.descriptor)
+        except _LostError as error:
+            raise SoundError(str(error)) from None
         used_version = told.get("version", used_version)
         if "rate" not in told:
             self._ended = True
@@ -226,11 +222,29 @@ class _NoProcess(_Process):
 _NONE: Final = _NoProcess()
 
 
-def _taken() -> _Process:
+def _begun(descriptor: int) -> tuple[_Process, dict[str, Any]]:
+    """A process that has opened a file, and what it told of it; one that died while it waited is replaced.
+
+    Raises:
+        _LostError: a new process crashed on the file, or stalled.
+    """
+    while True:
+        process, fresh = _taken()
+        try:
+            process.send(descriptor)
+            return process, json.loads(process.message())
+        except BaseException as error:
+            process.kill()
+            if fresh or not isinstance(error, _LostError):
+                raise
+
+
+def _taken() -> tuple[_Process, bool]:
+    """A process, and whether it is new."""
     with _lock:
         if _idle:
-            return _idle.pop()
-    return _Process()
+            return _idle.pop(), False
+    return _Process(), True
 
 
 def _forked() -> None:
