@@ -290,6 +290,7 @@ def test_cuts_of_lhotse_and_manifests_of_nemo(tmp_path, name):
         ("t.csv", "file,begin,end\na,0,1\n", "no column start; .* this one has: file, begin, end"),
         ("t.csv", "file,start,end,x,x\na,0,1,1,1\n", "two columns 'x'"),
         ("t.csv", "file,start,end\n", "has no segments"),
+        ("t.csv", "file,start,end,a\0b\na,0,1,x\n", "without control characters"),
         ("t.csv", "file,start,end\na,0,1\nb,zero,1\n", "line 3: start 'zero' is no time"),
         ("t.csv", "file,start,end\na,0,inf\n", "line 2: end 'inf' is no time"),
         ("t.csv", "file,start,end\na,0\n", "line 2 has 2 fields, but the header has 3"),

@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 
 from w2v_models.bundle import Bundle
-from w2v_models.errors import RefusedError
+from w2v_models.errors import OutputError, RefusedError
 from w2v_runtime.embedder import Embedder
 from w2v_runtime.embedding.inputs import Context
 from w2v_runtime.embedding.results import Embedding, Failure, Request
 from w2v_runtime.stores import columns_of, output_format, read_logits, read_metadata, read_records, read_values
 from w2v_runtime.stores.csv import vector_columns
-from w2v_runtime.stores.names import file_text
+from w2v_runtime.stores.names import file_text, plain
 from w2v_runtime.stores.tree import told_apart
 
 _INDEX: Final = ["file", "start", "end"]
@@ -110,6 +110,8 @@ def read(output: str | os.PathLike[str]) -> pd.DataFrame:
         OSError: it cannot be read.
     """
     path, kind = Path(output), output_format(os.fspath(output))
+    if not path.exists():
+        raise OutputError(f"{path} does not exist; name an output of w2v-embed.")
     metadata, records = read_metadata(path, kind), list(read_records(path, kind))
     layers, dim, labels = tuple(metadata["layers"]), int(metadata["dim"]), tuple(metadata["labels"])
     frames = metadata["level"] == "frame"
@@ -135,7 +137,7 @@ def read(output: str | os.PathLike[str]) -> pd.DataFrame:
     index = _times(np.repeat(np.array([record.path for record in records], object), counts), starts, ends)
     names = vector_columns(layers, dim)
     told = columns_of(metadata)
-    fields = told_apart([column.name for column in told], (*_INDEX, *labels, *names))
+    fields = told_apart([plain(column.name) for column in told], (*_INDEX, *labels, *names))
     frame = pd.DataFrame(np.hstack([logits, vectors]), index, [*told_apart(labels, (*_INDEX, *names)), *names])
     for place, name in enumerate(fields):
         values_of = [None if record.segment is None else record.segment.fields[place] for record in records]

@@ -181,7 +181,9 @@ def _segments(output: h5py.File, metadata: Metadata) -> Iterator[Segment]:
 
 def _column_names(columns: Iterable[Column]) -> list[str]:
     """The datasets of a table's other columns."""
-    return [f"{_COLUMNS}/{name}" for name in told_apart((plain(c.name).replace("/", "_") for c in columns), ())]
+    names = (plain(column.name).replace("/", "_") for column in columns)
+    plain_names = (name if name.strip("\0.") else "unnamed" for name in names)  # HDF5 has no names of dots alone
+    return [f"{_COLUMNS}/{name}" for name in told_apart(plain_names, ())]
 
 
 def read_metadata(path: Path) -> Metadata:

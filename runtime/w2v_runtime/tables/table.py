@@ -80,6 +80,10 @@ class Table:
             if format_.id is not None and format_.id in row.fields:
                 ids.append(hash(row.fields[format_.id]))
         self.columns: tuple[Column, ...] = columns.found()
+        if strange := [column.name for column in self.columns if min(column.name, default=" ") < " "]:
+            raise RefusedError(
+                f"the table {path} has a column {strange[0]!r:.80}; rename it without control characters."
+            )
         if not self.count:
             raise RefusedError(f"the table {path} has no segments.")
         self._refuse_twins(np.frombuffer(ids, np.int64))
