@@ -180,8 +180,8 @@ class Embedder(Model):
             >>> [result.values.shape for result in embedder.embed_segments(files, starts, ends, context="whole")]
             [(768,), (768,)]
         """
-        request = self.resolve(Request.of(level, pooling, layer, layer_weights))
         chosen = CorpusOptions.of(options, context, "embed_segments")
+        request = self.resolve(Request.of(level, pooling, layer, layer_weights, spans=bool(context)))
         rows = zip(check_recordings(files, "embed_segments"), starts, ends, strict=True)
         inputs = (
             Input(position, name_of(file), file, segment, label_of(f"segment {position}", segment))

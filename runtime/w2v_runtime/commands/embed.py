@@ -143,12 +143,14 @@ def embed(
             raise RefusedError("--prune drops results of an earlier run, so it goes with --resume only.")
         if level == "frame" and pooling is not None:
             raise RefusedError("--pooling makes one vector of all frames, so leave it or --level frame out.")
+        heard = _context(segment_context)
+        weights = None if layer_weights is None else read_weights(layer_weights)
         options = RunOptions(
             OutputOptions(
                 Path(output), output_format(output), resume, overwrite, failures, hash_, prune, _dtype(dtype)
             ),
-            Request.of(level, pooling or "mean", layer, None if layer_weights is None else read_weights(layer_weights)),
-            CorpusOptions(_channel(channel), pad_short, strict, batch_seconds, jobs, _context(segment_context)),
+            Request.of(level, pooling or "mean", layer, weights, spans=bool(heard)),
+            CorpusOptions(_channel(channel), pad_short, strict, batch_seconds, jobs, heard),
             Windowing(window, context, whole),
             Shard.of(shard),
             None if segments is None else Table(segments, tier),

@@ -309,8 +309,7 @@ class Model:
         Raises:
             W2VError: the engine failed, a value or logit is not finite, or ``stop`` ended the run.
         """
-        head = self.head(request)
-        names = outputs_of_spans(request, head)
+        head, names = self.head(request), self.outputs(request)
         arrays = self.forward([audio.samples for audio in audios], names, 0.0, request.layer_weights, stop)
         answers = []
         for i, (audio, chosen) in enumerate(zip(audios, spans, strict=True)):
@@ -325,6 +324,8 @@ class Model:
         Whatever no output needs is cut from the graph and not computed, such as the layers above the requested ones.
         """
         head = self.head(request)
+        if request.spans:
+            return outputs_of_spans(request, head)
         columns = [] if head is None else [head.outputs[-1]]
         if request.level == "frame":
             return [frames_output(layer) for layer in request.layers] + columns

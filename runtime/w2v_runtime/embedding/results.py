@@ -111,7 +111,8 @@ class Request:
     """What to compute for each input.
 
     ``layers`` are ``last``, ``all`` or numbers from 0. With ``layer_weights``, one for each of the layers 0 … L, the
-    result is the weighted sum of all layers instead.
+    result is the weighted sum of all layers instead. With ``spans`` each input is a span of what is heard, so that its
+    frames are pooled outside the graph.
 
     Raises:
         RefusedError: the level or a pooling is unknown, a pooling is repeated, or layers and weights are both given.
@@ -121,6 +122,7 @@ class Request:
     pooling: tuple[Pooling, ...] = ("mean",)
     layers: tuple[str, ...] = (LAST_LAYER,)
     layer_weights: tuple[float, ...] | None = None
+    spans: bool = False
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -142,6 +144,7 @@ class Request:
         pooling: str | Sequence[str],
         layer: str | int | Sequence[str | int] = LAST_LAYER,
         layer_weights: Sequence[float] | None = None,
+        spans: bool = False,
     ) -> Request:
         """Build a request from what users write: ``"mean,std"`` or a list; ``9``, ``"last"``, ``"3,9"`` or a list.
 
@@ -150,12 +153,12 @@ class Request:
 
         Examples:
             >>> Request.of("utterance", "mean,std", "3,9")
-            Request(level='utterance', pooling=('mean', 'std'), layers=('3', '9'), layer_weights=None)
+            Request(level='utterance', pooling=('mean', 'std'), layers=('3', '9'), layer_weights=None, spans=False)
         """
         poolings = _names(pooling, f"pooling is one or several of {', '.join(POOLINGS)}")
         layers = _names(layer, f"layer is {LAST_LAYER}, {ALL_LAYERS}, a whole number from 0, or several of them")
         weights = None if layer_weights is None else _numbers(layer_weights)
-        return cls(cast(Level, level), cast(tuple[Pooling, ...], poolings), layers, weights)
+        return cls(cast(Level, level), cast(tuple[Pooling, ...], poolings), layers, weights, spans)
 
     def resolved(self, last: int) -> Request:
         """The request with ``all`` and layer weights replaced by layer names, for a model with the layers 0 … ``last``.
