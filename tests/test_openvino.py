@@ -22,7 +22,7 @@ openvino_engine = pytest.importorskip("w2v_runtime.engines.openvino")
 pytest.importorskip("openvino")
 
 from commands import embed, finish, recorded, results, start, wait_for, write_corpus  # noqa: E402
-from conftest import REPOSITORY, speech  # noqa: E402
+from conftest import LAYER, REPOSITORY, TINY, speech  # noqa: E402
 from w2v_models import TOLERANCES  # noqa: E402
 from w2v_models.errors import BundleError, EngineError, W2VError  # noqa: E402
 from w2v_models.manifest import EMBEDDING, LENGTHS, WAVEFORM  # noqa: E402
@@ -36,6 +36,10 @@ from w2v_runtime.threads.stop import Stop  # noqa: E402
 
 OPENVINO = openvino_engine.load()
 HAS_BF16 = "BF16" in openvino_engine.capabilities(OPENVINO.Core())
+HAS_AMX = "amx_bf16" in (Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else "")
+# OpenVINO 2026.4 computes a positional convolution of groups of fewer than 16 channels wrongly in AMX's bfloat16: these
+# tiny models have 12, no trained model has fewer than 48.
+tiny_bf16 = pytest.mark.skipif(not HAS_BF16 or HAS_AMX, reason="no bfloat16, or AMX and groups of 12 channels")
 NAMES = (
     "base",
     "emotion",
@@ -78,19 +82,40 @@ def test_fp32_is_pytorch_s_own(models, name):
     assert [row for row in rows if not row.within("fp32")] == []
 
 
-@pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16")
+@tiny_bf16
 @pytest.mark.parametrize("name", ["hubert-batch-norm", "classifier", "emotion"])
 def test_bf16_is_near_pytorch(models, name):
-    """Within its own tolerances; 24 channels and 48 sizes are too few for those of single frames."""
+    """Within its own tolerances; 24 channels of convolution are too few for those of frames after norms of each."""
     bundle, references = models(name)
     rows = compare(Embedder(bundle, device="openvino", precision="bf16"), references)
     assert min(row.max_rel for row in rows) > 1e-4, "this was not computed in bfloat16"
-    judged = [row for row in rows if row.output != "frames"]
+    judged = [row for row in rows if name != "emotion" or row.output != "frames"]
     assert [row for row in judged if not row.within("bf16")] == []
-    assert min(row.min_cosine for row in rows) > 0.997
+    assert min(row.min_cosine for row in rows) > 0.999
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16")
+def test_bf16_is_near_fp32_with_groups_as_trained_models_have(tmp_path):
+    """48 channels in a group, as the base model, on every processor that has bfloat16; few sizes cost single frames."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from w2v_export import export_bundle
+
+    torch.manual_seed(0)
+    sizes = TINY | LAYER | {"hidden_size": 96, "num_conv_pos_embedding_groups": 2}
+    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**sizes)).save_pretrained(tmp_path / "checkpoint")
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    extractor.save_pretrained(tmp_path / "checkpoint")
+    bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
+    exact, rounded = (
+        Embedder(bundle, device="openvino", precision=precision).embed((speech(3), 16000), level="frame").values
+        for precision in ("fp32", "bf16")
+    )
+    cosines = (exact * rounded).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rounded, axis=1)
+    assert np.abs(exact - rounded).max() > 1e-4, "this was not computed in bfloat16"
+    assert cosines.min() > 0.999
+
+
+@tiny_bf16
 def test_an_offset_costs_bf16_nothing(models):
     """The waveform's mean has 8 bits there, and an offset of its size would drown what a pause holds."""
     bundle, _ = models("wavlm-stable")
