@@ -79,7 +79,7 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("w2v-onnx needs Python 3.11 or newer; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,export,hub,parquet,hdf5,text,textgrid,av,pandas,sklearn,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,openvino,export,hub,parquet,hdf5,kaldi,text,textgrid,av,pandas,sklearn,dev]'
 	@touch $@
 
 # What the benchmarks compare with.

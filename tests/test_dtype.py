@@ -30,7 +30,7 @@ def vectors(place: Path, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("level", ["utterance", "frame"])
-@pytest.mark.parametrize("name", ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out/"])
+@pytest.mark.parametrize("name", ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out.scp", "out/"])
 def test_float16_is_the_nearest_of_float32(bundles, place, name, level):
     """In every format, at both levels; also when parts are merged and a run is resumed; logits stay float32."""
     bundle = bundles("emotion")

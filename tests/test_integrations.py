@@ -110,7 +110,7 @@ def test_results_become_a_table(embedder, turns, tmp_path):
 
 
 @pytest.mark.parametrize("level", ["utterance", "frame"])
-@pytest.mark.parametrize("name", ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out/"])
+@pytest.mark.parametrize("name", ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out.scp", "out/"])
 def test_every_output_reads_as_one_table(bundles, turns, tmp_path, name, level):
     """Files and segments, frames with their times, columns typed, metadata in attrs."""
     turns["age"] = [41, None, 3, 4, 5, 6]

@@ -113,7 +113,7 @@ main()
     done = subprocess.run([sys.executable, "-c", code, *maxima, "-o", str(merged), "--overwrite"], check=False)
     assert done.returncode == -signal.SIGKILL
     assert json.loads(Path(f"{merged}.metadata.json").read_text())["pooling"] == ["max"]
-    with pytest.raises(OutputError, match=r"is not the text that \S+ describes"):
+    with pytest.raises(OutputError, match=r"is not the file that \S+ describes"):
         FinishedOutput.open(merged, suffix[1:])
     assert run_merge(*maxima, "-o", merged, "--overwrite").returncode == 0
     assert FinishedOutput.open(merged, suffix[1:]).metadata["pooling"] == ["max"]
@@ -235,7 +235,7 @@ def test_lists_that_come_in_pieces_are_read_as_whole_ones(bundles, corpus, tmp_p
         assert (process.returncode, expected[1] in errors) == (expected[0], True), errors
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".csv", ".jsonl", ".parquet", ".h5", "/"])
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".jsonl", ".parquet", ".h5", ".scp", "/"])
 def test_an_output_of_another_list_is_not_taken_for_its_own(bundles, corpus, tmp_path, suffix):
     """The output of the same recordings in another order is moved to the name: refused, no vector changes its path."""
     first, second = f"{tmp_path}/x{suffix}", f"{tmp_path}/y{suffix}"
@@ -244,8 +244,11 @@ def test_an_output_of_another_list_is_not_taken_for_its_own(bundles, corpus, tmp
     assert run(bundles, *names[::-1], "-o", second)[0] == 0
     shutil.rmtree(first) if suffix == "/" else os.unlink(first)
     os.rename(second, first)
-    if suffix in (".csv", ".jsonl"):
+    if suffix in (".csv", ".jsonl", ".scp"):
         os.rename(f"{second}.metadata.json", f"{first}.metadata.json")
+    if suffix == ".scp":
+        os.rename(tmp_path / "y.ark", tmp_path / "x.ark")
+        os.rename(f"{second}.index.jsonl", f"{first}.index.jsonl")
     code, errors = run(bundles, *names, corpus / "2.wav", "-o", first, "--resume")
     assert (code, "is not the output that" in errors) == (2, True), errors
     done = run_merge(first, "-o", tmp_path / "all.npz")

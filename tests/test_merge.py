@@ -25,14 +25,14 @@ from w2v_runtime.stores import Layout, open_store, output_format, read_metadata,
 
 DIM = 4
 LABELS = ("arousal", "valence")
-FORMATS = ["npz", "csv", "jsonl", "parquet", "h5", "npy"]
+FORMATS = ["npz", "csv", "jsonl", "parquet", "h5", "scp", "npy"]
 Edit = Callable[[Header], Header]
 
 
 def name_of(folder: Path, stem: str, kind: str) -> str:
     """An output as a user types it."""
-    if kind in ("parquet", "h5"):
-        pytest.importorskip({"parquet": "pyarrow", "h5": "h5py"}[kind])
+    if kind in ("parquet", "h5", "scp"):
+        pytest.importorskip({"parquet": "pyarrow", "h5": "h5py", "scp": "kaldiio"}[kind])
     return f"{folder / stem}/" if kind == "npy" else str(folder / f"{stem}.{kind}")
 
 
@@ -161,8 +161,8 @@ def test_merged_equals_a_run_without_shards(tmp_path: Path, kind: str, level: st
         assert actual.logits.shape == expected.logits.shape
         assert actual.logits.tobytes() == expected.logits.tobytes()
         assert actual.values.tobytes() == expected.values.tobytes()
-    if kind == "h5":  # HDF5 stores when an object was made
-        assert read_metadata(Path(merged), "h5") == read_metadata(Path(whole), "h5")
+    if kind in ("h5", "scp"):  # HDF5 stores when an object was made, Kaldi where it is
+        assert read_metadata(Path(merged), kind) == read_metadata(Path(whole), kind)
     else:
         assert content(Path(merged)) == content(Path(whole))
     assert Header.read(journal_of(merged)) == Header.read(journal_of(whole))
@@ -309,9 +309,9 @@ def test_a_complete_part_is_joined_without_its_journal(
     for part in parts:
         harm(journal_of(part))
     assert join(parts, merged) == Joined(embedded=9, failed=1)
-    if kind == "h5":
-        assert read_metadata(Path(merged), "h5") == read_metadata(Path(whole), "h5")
-        mine, theirs = (list(FinishedOutput.open(Path(path), "h5").results()) for path in (merged, whole))
+    if kind in ("h5", "scp"):
+        assert read_metadata(Path(merged), kind) == read_metadata(Path(whole), kind)
+        mine, theirs = (list(FinishedOutput.open(Path(path), kind).results()) for path in (merged, whole))
         assert [actual.values.tobytes() for _, actual in mine] == [expected.values.tobytes() for _, expected in theirs]
     else:
         assert content(Path(merged)) == content(Path(whole))

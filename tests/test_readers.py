@@ -32,7 +32,7 @@ def outputs(bundles, tmp_path_factory) -> Path:
             os.path.join(os.fsencode(place / "in"), name), speech(0.5 + 0.1 * i, seed=i), 16000, format="WAV"
         )
     (place / "in" / "bad.wav").write_bytes(b"")
-    for name in ("out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5"):
+    for name in ("out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out.scp"):
         assert embed(place / "in", "-m", bundles("base"), "-o", place / name)[0] == 3
     for index in (1, 2):
         part = place / "parts" / f"{index}.parquet"
@@ -45,7 +45,7 @@ def test_every_line_reads_what_was_written(outputs, monkeypatch, name, line):
     """The vectors, or a row for each recording."""
     modules = {}
     for module in re.findall(
-        r"\b(numpy|pandas|polars|duckdb|pyarrow|datasets|audformat|h5py|tables|w2v_runtime)\b[.]", line
+        r"\b(numpy|pandas|polars|duckdb|pyarrow|datasets|audformat|h5py|tables|kaldiio|w2v_runtime)\b[.]", line
     ):
         modules[module] = pytest.importorskip(module)
     if "pyarrow" in line:
@@ -58,6 +58,8 @@ def test_every_line_reads_what_was_written(outputs, monkeypatch, name, line):
         vectors = stored["embeddings"]
     if isinstance(read, np.ndarray):
         assert np.array_equal(read, vectors)
+    elif "kaldiio" in line:
+        assert {row.tobytes() for row in read.values()} == {row.tobytes() for row in vectors}
     elif "count(*)" in line:
         assert read.fetchall() == [(3,)]
     else:

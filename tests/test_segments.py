@@ -264,7 +264,7 @@ def corpus_of(tmp_path) -> Path:
     return place
 
 
-OUTPUTS = ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out/"]
+OUTPUTS = ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out.scp", "out/"]
 
 
 def run(place: Path, bundle: Path, *arguments: object) -> tuple[int, str]:

@@ -108,12 +108,13 @@ def test_missing_folder_and_wrong_kind_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("output", ["x.npy", "x", "x.txt", ".npz"])
 def test_unknown_suffix_lists_the_known(output: str) -> None:
     """An output of no known format is refused with the formats there are."""
-    with pytest.raises(OutputError, match=r"\.npz, \.csv, \.jsonl, \.parquet, \.h5"):
+    with pytest.raises(OutputError, match=r"\.npz, \.csv, \.jsonl, \.parquet, \.h5, \.scp"):
         output_format(output)
 
 
 @pytest.mark.parametrize(
-    ("output", "package", "extra"), [("x.parquet", "pyarrow", "parquet"), ("x.h5", "h5py", "hdf5")]
+    ("output", "package", "extra"),
+    [("x.parquet", "pyarrow", "parquet"), ("x.h5", "h5py", "hdf5"), ("x.scp", "kaldiio", "kaldi")],
 )
 def test_missing_package_names_the_extra(
     output: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch

@@ -52,7 +52,7 @@ NAMES = [
 #: Every exponent matters to a decimal: the smallest, the largest, a negative zero, one that needs nine digits.
 HARD = np.array([1e-45, 3.4028235e38, -0.0, 0.1, 1.00000012], np.float32)
 
-FORMATS = ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out"]
+FORMATS = ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out.scp", "out"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ SHAPES = pytest.mark.parametrize(
 def kind_of(path: Path) -> Any:
     """The format of a path as if typed, where a name without a suffix stands for a folder."""
     name = f"{path}/" if not path.suffix else str(path)
-    for suffix, package in ((".parquet", "pyarrow"), (".h5", "h5py")):
+    for suffix, package in ((".parquet", "pyarrow"), (".h5", "h5py"), (".scp", "kaldiio")):
         if path.suffix == suffix:
             pytest.importorskip(package)
     return output_format(name)
@@ -274,6 +274,39 @@ def path_of(text: str) -> str:
 
 
 @SHAPES
+def test_kaldi(tmp_path: Path, case: Case) -> None:
+    """kaldiio gives each key its vector, or its matrix of frames; keys are words, lines sorted; logits stand apart."""
+    kaldiio = pytest.importorskip("kaldiio")
+    made = case.embeddings()
+    store(tmp_path / "out.scp", made, case.layout(made))
+    lines = (tmp_path / "out.scp").read_bytes().splitlines()
+    assert lines == sorted(lines)
+    assert all(len(line.split(b" ")) == 2 for line in lines)
+    index = [json.loads(line) for line in (tmp_path / "out.scp.index.jsonl").read_bytes().splitlines()]
+    assert [path_of(told["file"]) for told in index] == NAMES
+    assert [told["key"] for told in index][:4] == [
+        "plain.wav",
+        "two%20words.wav",
+        "line%0Abreak%0D.wav",
+        'comma,%20"quote".wav',
+    ]
+    for pairs in (kaldiio.load_scp(str(tmp_path / "out.scp")), dict(kaldiio.load_ark(str(tmp_path / "out.ark")))):
+        assert len(pairs) == len(made)
+        for told, embedding in zip(index, made, strict=True):
+            width = len(case.layers) * DIM
+            expected = embedding.values.reshape(-1, width) if case.level == "frame" else embedding.values.reshape(width)
+            assert same(pairs[told["key"]], expected)
+    assert (tmp_path / "out.logits.scp").exists() == (case.head == "frame")
+    if case.head == "frame":
+        logits = kaldiio.load_scp(str(tmp_path / "out.logits.scp"))
+        for told, embedding in zip(index, made, strict=True):
+            assert same(logits[told["key"]], embedding.logits)
+    elif case.labels:
+        assert same([[*told["logits"].values()] for told in index], [embedding.logits for embedding in made])
+    case.check_metadata(json.loads((tmp_path / "out.scp.metadata.json").read_text()))
+
+
+@SHAPES
 def test_h5(tmp_path: Path, case: Case) -> None:
     """An .h5 holds one matrix of utterances, or a dataset an input under its own name, and everything beside them."""
     h5py = pytest.importorskip("h5py")
@@ -367,7 +400,8 @@ def test_nothing_appears_before_commit_or_stays_after_discard(tmp_path: Path, na
     write_all(target, made, commit=True)
     target.discard()
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {name} | ({f"{name}.metadata.json"} if name.endswith(("csv", "jsonl")) else set())
+    metadata = {f"{name}.metadata.json"} if name.endswith(("csv", "jsonl", "scp")) else set()
+    assert left == {name} | metadata | ({"out.ark", "out.scp.index.jsonl"} if name == "out.scp" else set())
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -393,7 +427,8 @@ def test_existing_output_is_only_replaced_on_demand(tmp_path: Path, name: str) -
     store(path, fewer, UTTERANCES.layout(fewer), overwrite=True)
     assert content(path) != before
     store(tmp_path / f"fresh-{name}", fewer, UTTERANCES.layout(fewer))
-    assert content(path) == content(tmp_path / f"fresh-{name}")
+    fresh = content(tmp_path / f"fresh-{name}")
+    assert content(path) == {inside: data.replace(b"fresh-out.ark", b"out.ark") for inside, data in fresh.items()}
     assert not [entry for entry in tmp_path.iterdir() if ".w2v-" in entry.name]
 
 

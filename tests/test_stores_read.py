@@ -18,13 +18,13 @@ from w2v_runtime.stores import Layout, OutputFormat, open_store, output_format, 
 DIM = 5
 #: Names that end lines, hold quotes, look like the writers' own words, or are no text.
 NAMES = ["a.wav", 'x, "embedding": [1].wav', "two\r\nlines.wav", os.fsdecode(b"\xff.wav"), "b/a.wav", "b/c.wav"]
-NAMES_OF_OUTPUTS = ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out"]
+NAMES_OF_OUTPUTS = ["out.npz", "out.csv", "out.jsonl", "out.parquet", "out.h5", "out.scp", "out"]
 #: Tokens of which some are columns, words and signs of the formats.
 TOKENS = ("|", ",", '"', "file", "f0", "embedding", ', "logits": [[', ', "embeddings": [[', "a", "a", "a.b", "")
 #: Its shortest decimal, 7.038531e-26, becomes the next float32 when it is rounded to a double on the way.
 ROUNDED_TWICE = np.uint32(0x15AE43FD).view(np.float32)
 DAMAGED = (
-    r"does not hold what its journal says; replace it with w2v-embed --overwrite|is not the text that \S+ describes"
+    r"does not hold what its journal says; replace it with w2v-embed --overwrite|is not the file that \S+ describes"
 )
 
 
@@ -75,7 +75,7 @@ SHAPES = pytest.mark.parametrize(
 @pytest.fixture(params=NAMES_OF_OUTPUTS)
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Where an output of each format goes."""
-    pytest.importorskip({"out.parquet": "pyarrow", "out.h5": "h5py"}.get(request.param, "numpy"))
+    pytest.importorskip({"out.parquet": "pyarrow", "out.h5": "h5py", "out.scp": "kaldiio"}.get(request.param, "numpy"))
     return tmp_path / request.param
 
 
@@ -186,7 +186,7 @@ def test_more_or_fewer_rows_than_the_journal_says_are_refused(output: Path, shap
 
 def test_frames_are_counted_by_input_where_the_format_knows_inputs(output: Path) -> None:
     """Formats with an entry an input notice that two inputs' frames were counted wrongly, though the sum is right."""
-    if kind_of(output) not in ("jsonl", "h5", "npy"):
+    if kind_of(output) not in ("jsonl", "h5", "scp", "npy"):
         pytest.skip("this format is one run of rows")
     shape = Shape("frame")
     store(output, shape, shape.embeddings(["a.wav", "b.wav"]))
@@ -208,6 +208,7 @@ def test_a_cut_output_is_refused(output: Path, shape: Shape) -> None:
     made = shape.embeddings(NAMES[:3])
     store(output, shape, made)
     file = output if output.is_file() else max(set(output.rglob("*.npy")) - set(output.rglob("logits/**/*")))
+    file = file.with_suffix(".ark") if output.suffix == ".scp" else file
     whole = file.read_bytes()
     for kept in (len(whole) - 1, len(whole) - 2, len(whole) * 2 // 3, len(whole) // 3, 1, 0):
         file.write_bytes(whole[:kept])
@@ -223,6 +224,7 @@ def test_a_flipped_byte_raises_nothing_else(output: Path) -> None:
     made = shape.embeddings(["a.wav", "b.wav"])
     store(output, shape, made)
     file = output if output.is_file() else output / "index.jsonl"
+    file = file.with_suffix(".ark") if output.suffix == ".scp" else file
     whole = file.read_bytes()
     for position in np.random.default_rng(2).integers(0, len(whole), 150):
         damaged = bytearray(whole)

@@ -48,7 +48,7 @@ def embed(
         typer.Option(
             "-o",
             "--output",
-            help="By suffix .npz .csv .parquet .h5 .jsonl; a folder (ends in / or exists) gets .npy files; "
+            help="By suffix .npz .csv .parquet .h5 .jsonl .scp; a folder (ends in / or exists) gets .npy files; "
             "- is JSON lines on standard output.",
         ),
     ] = "embeddings.npz",

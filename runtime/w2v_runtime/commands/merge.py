@@ -27,7 +27,7 @@ def merge(
         typer.Option(
             "-o",
             "--output",
-            help="By suffix .npz .csv .parquet .h5 .jsonl; a folder (ends in / or exists) gets .npy files.",
+            help="By suffix .npz .csv .parquet .h5 .jsonl .scp; a folder (ends in / or exists) gets .npy files.",
         ),
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,

@@ -10,11 +10,9 @@ from pathlib import Path
 from w2v_models.errors import OutputError
 from w2v_runtime.files.outputs import (
     JOURNAL_SUFFIX,
-    METADATA_SUFFIX,
     VALUES_SUFFIX,
     Use,
     Written,
-    beside,
     exists,
     hidden,
     resolved,
@@ -23,7 +21,7 @@ from w2v_runtime.runs.failures import check_failures, is_stream
 from w2v_runtime.runs.journal import DamagedJournalError, Header, adopt_earlier, earlier_journal, is_foreign
 from w2v_runtime.runs.options import STDOUT, RunOptions
 from w2v_runtime.runs.readback import FinishedOutput
-from w2v_runtime.stores import TEXT_FORMATS
+from w2v_runtime.stores import companions, parts
 
 
 def check_earlier(options: RunOptions, header: Header) -> None:
@@ -44,6 +42,8 @@ def check_earlier(options: RunOptions, header: Header) -> None:
         if not hidden(output, JOURNAL_SUFFIX).exists() and earlier_header(options) is None:
             raise OutputError(f"{output} exists, and {_foreign(output)}")
         raise OutputError(f"{output} exists; continue it with --resume or replace it with --overwrite.")
+    elif not options.output.overwrite and (part := _earlier_part(options)) is not None:
+        raise OutputError(f"{part} exists, a part of the output; move it away, or replace it with --overwrite.")
     elif not options.output.overwrite and is_unfinished(output):
         raise OutputError(
             f"{output} has an unfinished run beside it ({hidden(output, JOURNAL_SUFFIX).name}); "
@@ -53,6 +53,11 @@ def check_earlier(options: RunOptions, header: Header) -> None:
     if not options.output.resume and os.path.lexists(journal) and is_foreign(journal):
         raise OutputError(f"{journal} has the name of the run's journal and is none; move it away.")
     _check_list(options)
+
+
+def _earlier_part(options: RunOptions) -> Path | None:
+    """A file that exists and holds results of the output, but for the output itself; None if there is none."""
+    return next(filter(Path.exists, parts(options.output.path, options.output.format).values()), None)
 
 
 def _foreign(output: Path) -> str:
@@ -138,9 +143,8 @@ def written_files(options: RunOptions, reads: Iterable[Use]) -> Written:
             Use(output.path, "the output"),
             Use(hidden(output.path, JOURNAL_SUFFIX), "the run's journal"),
             Use(hidden(output.path, VALUES_SUFFIX), "the run's record of results"),
+            *(Use(path, f"the output's {what}") for what, path in companions(output.path, output.format).items()),
         ]
-    if output.format in TEXT_FORMATS:
-        uses.append(Use(beside(output.path, METADATA_SUFFIX), "the output's metadata"))
     if failures is not None and not is_stream(failures):
         uses.append(Use(failures, "the list of failures"))
     written = Written(tuple(uses))

@@ -21,7 +21,6 @@ from w2v_runtime.embedding.results import Embedding, FrameTimes
 from w2v_runtime.files.outputs import (
     FAILURES_SUFFIX,
     JOURNAL_SUFFIX,
-    METADATA_SUFFIX,
     VALUES_SUFFIX,
     Use,
     Written,
@@ -34,7 +33,16 @@ from w2v_runtime.runs.failures import check_failures, is_failure
 from w2v_runtime.runs.inputs import Shard
 from w2v_runtime.runs.journal import Entry, Header, drop_earlier, earlier_journal, write_journal
 from w2v_runtime.runs.readback import RUN, FinishedOutput, expected_results, run_record
-from w2v_runtime.stores import COLUMNS, Layout, OutputFormat, check_place, columns_of, open_store, output_format
+from w2v_runtime.stores import (
+    COLUMNS,
+    Layout,
+    OutputFormat,
+    check_place,
+    columns_of,
+    companions,
+    open_store,
+    output_format,
+)
 from w2v_runtime.stores.pending import PendingFile
 
 #: Metadata that follow from what a run computes: parts that differ in them do not belong together.
@@ -161,7 +169,7 @@ def _refuse_output(outputs: Sequence[str], merged: Path, kind: OutputFormat, ove
         (
             Use(merged, "the merged output"),
             Use(beside(merged, FAILURES_SUFFIX), "its list of failures"),
-            Use(beside(merged, METADATA_SUFFIX), "its metadata"),
+            *(Use(path, f"its {what}") for what, path in companions(merged, kind).items()),
             Use(hidden(merged, JOURNAL_SUFFIX), "its journal"),
         )
     )
@@ -171,7 +179,7 @@ def _refuse_output(outputs: Sequence[str], merged: Path, kind: OutputFormat, ove
             (
                 Use(path, "one of the parts"),
                 Use(beside(path, FAILURES_SUFFIX), "a part's list of failures"),
-                Use(beside(path, METADATA_SUFFIX), "a part's metadata"),
+                *(Use(file, f"a part's {what}") for what, file in companions(path, output_format(output)).items()),
                 Use(hidden(path, JOURNAL_SUFFIX), "a part's journal"),
                 Use(earlier_journal(path), "a part's journal"),
             )

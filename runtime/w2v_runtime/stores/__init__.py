@@ -8,11 +8,12 @@ May import embedding (results), files and the rooms below them.
 
 from w2v_runtime.stores.base import COLUMNS, DTYPES, DType, EmbeddingStore, Layout, columns_of
 from w2v_runtime.stores.formats import (
-    TEXT_FORMATS,
     OutputFormat,
     check_place,
+    companions,
     open_store,
     output_format,
+    parts,
     read_logits,
     read_metadata,
     read_records,
@@ -24,7 +25,6 @@ from w2v_runtime.stores.reading import Record
 __all__ = [
     "COLUMNS",
     "DTYPES",
-    "TEXT_FORMATS",
     "DType",
     "EmbeddingStore",
     "Layout",
@@ -32,8 +32,10 @@ __all__ = [
     "Record",
     "check_place",
     "columns_of",
+    "companions",
     "open_store",
     "output_format",
+    "parts",
     "read_logits",
     "read_metadata",
     "read_records",

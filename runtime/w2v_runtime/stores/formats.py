@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from w2v_models.errors import OutputError
+from w2v_runtime.files.outputs import METADATA_SUFFIX, beside
 from w2v_runtime.stores import csv, jsonl, npy, npz
 from w2v_runtime.stores.csv import CsvStore
 from w2v_runtime.stores.jsonl import JsonlStore
 from w2v_runtime.stores.npy import NpyStore
 from w2v_runtime.stores.npz import NpzStore
 from w2v_runtime.stores.pending import PendingFile, PendingFolder, check_file, check_folder
-from w2v_runtime.stores.text import check_metadata_file
+from w2v_runtime.stores.text import check_metadata_file, check_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
     from w2v_runtime.stores.base import EmbeddingStore, Layout, Metadata
     from w2v_runtime.stores.reading import Reader, Record, Shape, Values
 
-OutputFormat = Literal["npz", "csv", "jsonl", "parquet", "h5", "npy", "stdout"]
+OutputFormat = Literal["npz", "csv", "jsonl", "parquet", "h5", "scp", "npy", "stdout"]
 
 STDOUT: Final = "-"
 #: Formats whose metadata stand in a file of their own beside the output.
-TEXT_FORMATS: Final = ("csv", "jsonl")
-SUFFIXES: Final = (".npz", ".csv", ".jsonl", ".parquet", ".h5")
+TEXT_FORMATS: Final = ("csv", "jsonl", "scp")
+SUFFIXES: Final = (".npz", ".csv", ".jsonl", ".parquet", ".h5", ".scp")
 #: The package that a format needs beyond the base install, and the extra that brings it.
-_EXTRAS: Final = {"parquet": ("pyarrow", "parquet"), "h5": ("h5py", "hdf5")}
+_EXTRAS: Final = {"parquet": ("pyarrow", "parquet"), "h5": ("h5py", "hdf5"), "scp": ("kaldiio", "kaldi")}
 
 
 def output_format(output: str) -> OutputFormat:
@@ -67,8 +68,26 @@ def check_place(path: Path, kind: str | None = None, overwrite: bool = False) ->
     path = Path(os.path.realpath(path))
     kind = kind or output_format(str(path))
     (check_folder if kind == "npy" else check_file)(path, overwrite)
+    if kind == "scp" and "\n" in str(path):
+        raise OutputError(f"{str(path)!r} has a line break, which no line of a script file can name; name another.")
     if kind in TEXT_FORMATS:
         check_metadata_file(path)
+        check_parts(path, parts(path, kind))
+
+
+def parts(path: Path, kind: str) -> dict[str, Path]:
+    """The files beside an output that hold some of its results, by what messages call them."""
+    if kind != "scp":
+        return {}
+    from w2v_runtime.stores import kaldi
+
+    return kaldi.parts(Path(os.path.realpath(path)))
+
+
+def companions(path: Path, kind: str) -> dict[str, Path]:
+    """The files beside an output that belong to it, its metadata and its parts, by what messages call them."""
+    metadata = {"metadata": beside(path, METADATA_SUFFIX)} if kind in TEXT_FORMATS else {}
+    return metadata | parts(path, kind)
 
 
 def open_store(path: Path, layout: Layout, kind: str | None = None, overwrite: bool = False) -> EmbeddingStore:
@@ -166,6 +185,10 @@ def _reader(kind: OutputFormat) -> Reader:
         from w2v_runtime.stores import h5
 
         return h5
+    if kind == "scp":
+        from w2v_runtime.stores import kaldi
+
+        return kaldi
     readers: dict[str, Reader] = {"npz": npz, "csv": csv, "jsonl": jsonl, "npy": npy}
     return readers[kind]
 
@@ -185,6 +208,10 @@ def _file_store(kind: str, pending: PendingFile, layout: Layout) -> EmbeddingSto
         from w2v_runtime.stores.h5 import Hdf5Store
 
         return Hdf5Store(pending, layout)
+    if kind == "scp":
+        from w2v_runtime.stores.kaldi import KaldiStore
+
+        return KaldiStore(pending, layout)
     raise ValueError(f"{kind} is not written to a file; use write_lines")
 
 

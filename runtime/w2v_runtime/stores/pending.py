@@ -54,10 +54,14 @@ class PendingFile:
         """Open a file without a name on the same disk; closing it, or a kill, removes it."""
         return tempfile.TemporaryFile(dir=self.path.parent)
 
+    def check(self) -> None:
+        """Raise OutputError if another output took the name meanwhile."""
+        check_file(self.path, self._overwrite)
+
     def commit(self) -> None:
         """Make the closed temporary file durable and give it its name."""
         sync_file(self.temporary)
-        check_file(self.path, self._overwrite)
+        self.check()
         _keep_mode(self.path, self.temporary)
         replace(self.temporary, self.path)
 

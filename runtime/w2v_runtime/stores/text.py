@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zlib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from w2v_models.errors import OutputError
+from w2v_runtime.files.durable import sync_file
 from w2v_runtime.stores.pending import PendingFile, check_file, is_metadata
 
 try:
@@ -22,14 +25,15 @@ except ImportError:
     _dumps = None
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy.typing as npt
 
-    from w2v_runtime.stores.base import Ledger, Metadata
+    from w2v_runtime.stores.base import JSON, Ledger, Metadata
 
-#: The key in the metadata that says which text they belong to.
+#: The keys in the metadata that say which text they belong to, and which other files do.
 _TEXT: Final = "text"
+_PARTS: Final = "parts"
 _TAIL_BYTES: Final = 2**16
 #: Between these magnitudes numpy writes numbers without an exponent, as orjson does.
 _SMALLEST, _LARGEST = np.float32(1e-4), np.float32(1e6)
@@ -69,28 +73,30 @@ def _plain(values: npt.NDArray[np.float32], separator: str) -> list[str]:
     return [_dumps(np.ascontiguousarray(values))[1:-1].decode("ascii").replace(",", separator)]
 
 
-def read_metadata(path: Path) -> Metadata:
-    """The metadata of a text output, from the file beside it.
+def read_metadata(path: Path, parts: Mapping[str, Path] = MappingProxyType({})) -> Metadata:
+    """The metadata of a text output, from the file beside it; ``parts`` are its other files.
 
     Raises:
         ValueError: that file is damaged.
         OutputError: it belongs to another text, as after a kill between the renames of the two.
     """
     metadata: Metadata = json.loads(_sidecar(path).read_bytes())
-    with path.open("rb") as file:
-        if metadata.pop(_TEXT, None) not in (None, _described(file)):
+    described = {parts[name]: told for name, told in metadata.pop(_PARTS, {}).items()}
+    for file, told in {path: metadata.pop(_TEXT, None), **described}.items():
+        if told not in (None, _described(file)):
             raise OutputError(
-                f"{path} is not the text that {_sidecar(path).name} describes: it was cut or changed, or a kill came "
+                f"{file} is not the file that {_sidecar(path).name} describes: it was cut or changed, or a kill came "
                 "while both were replaced. Bring it back, or write it again with --overwrite."
             )
     return metadata
 
 
-def _described(file: BinaryIO) -> dict[str, int]:
-    """The size of a text in bytes and the CRC-32 of its end, which tell it from the text that it replaced."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - _TAIL_BYTES))
-    return {"bytes": size, "tail_crc32": zlib.crc32(file.read())}
+def _described(path: Path) -> dict[str, int]:
+    """The size of a file in bytes and the CRC-32 of its end, which tell it from the one that it replaced."""
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        return {"bytes": size, "tail_crc32": zlib.crc32(file.read())}
 
 
 def check_metadata_file(output: Path) -> None:
@@ -106,6 +112,25 @@ def check_metadata_file(output: Path) -> None:
             f"{path} is not the metadata of an earlier output, so it is not replaced; move it away, or name another "
             "--output."
         )
+
+
+def check_parts(output: Path, parts: Mapping[str, Path]) -> None:
+    """Refuse a text output if a file in the place of one of its ``parts`` is not that of an earlier output.
+
+    Raises:
+        OutputError: there is such a file, or it cannot be written.
+    """
+    told: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(metadata := json.loads(_sidecar(output).read_bytes()), dict):
+            told = metadata.get(_PARTS) or {}
+    for name, part in parts.items():
+        check_file(part, overwrite=True)
+        if part.exists() and told.get(name) != _described(part):
+            raise OutputError(
+                f"{part} is not part of an earlier output, so it is not replaced; move it away, or name another "
+                "--output."
+            )
 
 
 def _sidecar(path: Path) -> Path:
@@ -125,17 +150,36 @@ class TextOutput:
         self._sidecar = PendingFile(_sidecar(pending.path), overwrite=True)
         self.file = io.TextIOWrapper(pending.create(), encoding="utf-8", errors="surrogateescape", newline="")
 
-    def commit(self, ledger: Ledger) -> None:
-        """Finish both files; the metadata get their name first, so that ``OUT`` never stands without them."""
+    def commit(
+        self,
+        ledger: Ledger,
+        parts: Mapping[str, PendingFile] = MappingProxyType({}),
+        earlier: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
+        """Finish both files; the metadata get their name first, so that ``OUT`` never stands without them.
+
+        ``parts`` are closed files that belong to the text, ``earlier`` the places of such files of an earlier output.
+        What is there is removed before the first gets its name: no file ever stands with another output's text.
+        """
         ledger.check_complete()
         self.file.close()
-        with self._pending.temporary.open("rb") as text:
-            described = {_TEXT: _described(text)}
+        described: dict[str, JSON] = {_TEXT: dict(_described(self._pending.temporary))}
+        if parts:
+            described[_PARTS] = {name: dict(_described(part.temporary)) for name, part in parts.items()}
         with self._sidecar.create() as file:
             late = {"durations": ledger.frame_durations, "segments": ledger.frame_segments}
             told = {name: values for name, values in late.items() if values}
             file.write(json.dumps(ledger.metadata() | told | described).encode("ascii") + b"\n")
+        if parts:
+            for part in parts.values():
+                sync_file(part.temporary)
+            self._pending.check()
+            check_parts(self._pending.path, earlier)
+            for place in (self._pending.path, *earlier.values()):
+                place.unlink(missing_ok=True)
         self._sidecar.commit()
+        for part in parts.values():
+            part.commit()
         self._pending.commit()
 
     def discard(self) -> None:
