@@ -95,6 +95,13 @@ def test_a_table_without_files_is_refused(embedder, table):
         embed_table(table, embedder)
 
 
+def test_a_segment_without_a_start_is_refused(embedder, turns):
+    """A gap in a table is not taken for the beginning of the file."""
+    turns.loc[2, "start"] = None
+    with pytest.raises(RefusedError, match="row 2 of the table has no start"):
+        embed_table(turns, embedder)
+
+
 def test_results_become_a_table(embedder, turns, tmp_path):
     """Index and columns as in .csv; failures are left out and warned of; frames are refused."""
     files = [tmp_path / "a.wav", tmp_path / "none.wav", tmp_path / "b.wav"]

@@ -50,7 +50,7 @@ SEGMENTS = [
         "\ufeff" + AUDFORMAT.replace("0 days,", "0,").replace("NaT", ""),
         AUDFORMAT.replace("0 days,", "0.0,").replace("\n", "\r\n"),
         AUDFORMAT.replace("0 days,", "00:00:00,").replace("NaT", "nan").encode("utf-16"),
-        gzip.compress(AUDFORMAT.replace("0 days,", ",").encode()),
+        gzip.compress(AUDFORMAT.replace("0 days,", "+0,").encode()),
     ],
     ids=["timedeltas", "BOM", "CRLF", "UTF-16", "gzip"],
 )
@@ -293,6 +293,9 @@ def test_cuts_of_lhotse_and_manifests_of_nemo(tmp_path, name):
         ("t.csv", "file,start,end,a\0b\na,0,1,x\n", "without control characters"),
         ("t.csv", "file,start,end\na,0,1\nb,zero,1\n", "line 3: start 'zero' is no time"),
         ("t.csv", "file,start,end\na,0,inf\n", "line 2: end 'inf' is no time"),
+        ("t.csv", "file,start,end\na,1e308,\n", "line 2: start '1e308' is no time"),
+        ("t.csv", "file,start,end\na,0,1\nb,,1\n", "line 3 has no start; write 0"),
+        ("t.csv", "file,start,end\na,nan,1\n", "line 2 has no start"),
         ("t.csv", "file,start,end\na,0\n", "line 2 has 2 fields, but the header has 3"),
         ("t.csv", "file,start,end\n,0,1\n", "line 2 names no file"),
         ("t.csv", 'file,start,end\n"a,0,1\n', "line 2 is no row of a table"),

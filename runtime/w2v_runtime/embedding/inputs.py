@@ -12,6 +12,7 @@ from typing import Final
 from w2v_models.errors import W2VError
 from w2v_runtime.audio.recordings import Recording
 from w2v_runtime.embedding.results import Failure, Segment
+from w2v_runtime.tables.rows import MAX_SECONDS
 
 #: The context of a segment that hears its whole recording.
 WHOLE: Final = "whole"
@@ -75,13 +76,13 @@ def segment_of(start: object, end: object) -> Segment:
     """A segment from two times in seconds; an end of None or NaN is the end of the recording.
 
     Raises:
-        TypeError: a time is no number.
+        TypeError: a time is no number, or none that a recording has.
     """
     if not _is_time(start) or not (end is None or _is_time(end)):
         raise TypeError(f"the times of a segment are numbers of seconds, not {start!r:.40} and {end!r:.40}.")
     begin, stop = float(start), None if end is None else float(end)  # type: ignore[arg-type]
-    if math.isnan(begin):
-        raise TypeError("a segment starts at a number of seconds, not at NaN.")
+    if not abs(begin) <= MAX_SECONDS or (stop is not None and abs(stop) > MAX_SECONDS):
+        raise TypeError(f"a segment starts and ends at a number of seconds, not at {begin!r} and {stop!r}.")
     return Segment(begin, None if stop is None or math.isnan(stop) else stop)
 
 

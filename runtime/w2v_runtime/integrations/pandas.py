@@ -168,9 +168,13 @@ def _segments_of(table: Any) -> tuple[list[str], list[float] | None, list[float 
     if "start" not in source:
         return files, None, None
     starts, ends = (_seconds(source[name]) for name in ("start", "end"))
+    if missing := [row for row, start in enumerate(starts) if np.isnan(start)]:
+        raise RefusedError(
+            f"row {missing[0]} of the table has no start; write 0 where it is the beginning of its file."
+        )
     return (
         files,
-        [0.0 if np.isnan(start) else start for start in starts],
+        starts,
         [None if np.isnan(end) else end for end in ends],
     )
 

@@ -69,7 +69,7 @@ def row_of(number: int, word: str, header: list[str], fields: list, places: tupl
     """A row from its fields; ``word`` is what messages call it, ``line`` or ``row``.
 
     Raises:
-        RefusedError: a time is none, or there is no file.
+        RefusedError: a time is none, or there is no file or no start.
     """
     file, start, end = (fields[place] for place in places)
     if not isinstance(file, str) or not file:
@@ -78,5 +78,7 @@ def row_of(number: int, word: str, header: list[str], fields: list, places: tupl
         begin, stop = seconds(start, "start"), seconds(end, "end")
     except RefusedError as error:
         raise RefusedError(f"{word} {number}: {error}.") from None
+    if begin is None:
+        raise RefusedError(f"{word} {number} has no start; write 0 where it is the beginning of the file.")
     others = {name: field for i, (name, field) in enumerate(zip(header, fields, strict=True)) if i not in places}
-    return Row(number, file, begin or 0.0, stop, None, others)
+    return Row(number, file, begin, stop, None, others)

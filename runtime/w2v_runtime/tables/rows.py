@@ -14,6 +14,8 @@ from w2v_models.errors import RefusedError
 Value: TypeAlias = "str | int | float | bool | None"
 Kind = Literal["str", "int", "float", "bool"]
 
+#: No recording has a time beyond this: thirty years.
+MAX_SECONDS: Final = 1e9
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 #: pandas' text of a timedelta: ``0 days 00:00:01.5``, and what it also reads, ``00:00:01.5``.
 _TIMEDELTA: Final = re.compile(r"(?:(-?\d+) days?,? \+?)?(-)?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -146,7 +148,7 @@ def seconds(value: Any, what: str) -> float | None:
             return None
     else:
         raise RefusedError(_no_time(what, value))
-    if not math.isfinite(number):
+    if not abs(number) <= MAX_SECONDS:
         raise RefusedError(_no_time(what, value))
     return number
 
