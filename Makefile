@@ -12,7 +12,7 @@ RUNTIME_TESTS := tests/test_embed_cli.py tests/test_published.py
 TRANSFORMERS_TESTS := tests/test_relatives.py tests/test_heads.py tests/test_adapter.py tests/test_checkpoint_kinds.py \
 	tests/test_rounding.py tests/test_hub.py tests/test_published.py
 
-.PHONY: demo test test-transformers5 test-pythons test-full bench bench-gpu bench-full fuzz lint clean
+.PHONY: demo test test-transformers5 test-pythons test-full check-cuda bench bench-gpu bench-full fuzz lint clean
 
 # Export the base model (with random weights where the hub cannot be reached) and embed the sample recordings.
 demo: $(VENV)/.installed
@@ -69,6 +69,11 @@ bench-full: $(VENV)/.installed-bench
 # Files that nobody would write, into everything that reads files; exit 1 if one breaks a promise.
 fuzz: $(VENV)/.installed
 	$(BIN)/python tests/fuzz/campaign.py $(FUZZ) $(FUZZ_SECONDS)
+
+# Which nodes CUDA would leave to the processor, with releases of onnxruntime-gpu that are installed for it (1 GB): five
+# minutes, no GPU.
+check-cuda: $(VENV)/.installed
+	$(BIN)/python tests/cuda/partition.py build/cuda benchmarks/results/cuda_partition.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from conftest import REPOSITORY
 from w2v_models.errors import EngineError
 from w2v_runtime.commands import examination as doctor
 from w2v_runtime.commands.examination import Check, examine
-from w2v_runtime.engines import cuda, probe, saturation
+from w2v_runtime.engines import cuda, installed, probe, saturation
 from w2v_runtime.engines import onnxruntime as onnxruntime_engine
 from w2v_runtime.threads import processors
 
@@ -191,6 +191,16 @@ def test_an_engine_that_is_too_old_is_a_problem(monkeypatch):
     (check,) = found("engine")
     assert check.state == "problem"
     assert "ONNX Runtime 1.24.1 computes padded batches wrongly; 1.25 is needed" in check.fix
+
+
+def test_an_engine_whose_cuda_lacks_kernels_is_a_problem(monkeypatch):
+    """A release of onnxruntime-gpu that leaves most nodes to the processor is refused by name."""
+    monkeypatch.setattr(ort, "__version__", "1.26.0")
+    assert found("engine")[0].state == "ok"
+    monkeypatch.setattr(installed, "installed_version", {"onnxruntime-gpu": "1.26.0"}.get)
+    (check,) = found("engine")
+    assert check.state == "problem"
+    assert "onnxruntime-gpu 1.26.0 leaves most of a model to the processor; 1.27 is needed" in check.fix
 
 
 def test_a_wrong_answer_is_a_problem(monkeypatch):

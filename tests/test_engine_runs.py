@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import soundfile
 
@@ -23,6 +24,7 @@ from w2v_models.manifest import EMBEDDING, FRAME_LENGTHS, LAST_HIDDEN_STATE, LEN
 from w2v_runtime import Embedder
 from w2v_runtime.embedding.batching import Pool, pad
 from w2v_runtime.embedding.results import Embedding
+from w2v_runtime.engines.assignment import RECORD, misplaced, on_processor
 from w2v_runtime.engines.base import Stopwatch
 from w2v_runtime.engines.choice import choose_device, open_engine
 from w2v_runtime.engines.group import SeveralEngines
@@ -293,3 +295,17 @@ def test_several_gpus_are_refused_where_there_is_no_cuda(bundle):
     assert choose_device("cuda:0,cuda:12", "fp16") == "cuda:0,cuda:12"
     with pytest.raises(EngineError, match="CUDA"):
         Embedder(Path(bundle), device="cuda:0,cuda:1")
+
+
+def test_a_session_tells_what_it_leaves_to_the_processor(bundle):
+    """Where everything runs there: the arithmetic of shapes is no fault, products are."""
+    folder = Path(bundle) / "onnx"
+    options = onnxruntime.SessionOptions()
+    for key, value in {"session.model_external_initializers_file_folder_path": str(folder), **RECORD}.items():
+        options.add_session_config_entry(key, value)
+    session = onnxruntime.InferenceSession((folder / "model.onnx").read_bytes(), options, ["CPUExecutionProvider"])
+    every, wrong = on_processor(session), misplaced(session)
+    assert every["Gather"] > 0
+    assert "Gather" not in wrong
+    assert wrong["LayerNormalization"] > 0
+    assert wrong <= every

@@ -13,6 +13,9 @@ from w2v_runtime.engines.base import CPU, CUDA, OPENVINO, option
 WHEELS: Final = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 #: The first release whose CPU provider honours ``nonpad_kv_seqlen`` of Attention; 1.24 attends to the padding.
 _OLDEST: Final = (1, 25)
+#: The first release of onnxruntime-gpu whose kernels take these graphs: 1.25 and 1.26 leave Cast, Reshape and Transpose
+#: of operator set 24 to the processor, with 32 to 38 copies a run (``make check-cuda``).
+_OLDEST_CUDA: Final = (1, 27)
 #: The first release that computes these graphs; 2025.4 fails on recordings that are not whole blocks long.
 _OLDEST_OPENVINO: Final = (2026, 1)
 _NONE_INSTALLED: Final = "No inference engine is installed: pip install 'w2v-onnx[cpu]', [gpu] for CUDA, or [openvino]."
@@ -77,6 +80,12 @@ def check_installation() -> None:
             f"ONNX Runtime is damaged ({first_line(error)}): "
             f"pip uninstall -y {' '.join(installed) or 'onnxruntime'}; pip install --force-reinstall 'w2v-onnx[{keep}]'"
         ) from None
+    if "onnxruntime-gpu" in installed and _OLDEST <= _release(version) < _OLDEST_CUDA:
+        needed = ".".join(map(str, _OLDEST_CUDA))
+        raise EngineError(
+            f"onnxruntime-gpu {version} leaves most of a model to the processor; {needed} is needed: "
+            f"pip install -U 'onnxruntime-gpu[cuda,cudnn]>={needed}'"
+        )
     if _release(version) < _OLDEST:
         needed = ".".join(map(str, _OLDEST))
         raise EngineError(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from w2v_models.bundle import Bundle
 from w2v_models.errors import BundleError, EngineError, OutOfMemoryError, W2VError
+from w2v_runtime.engines import assignment
 from w2v_runtime.engines import cuda as cuda_libraries
 from w2v_runtime.engines.base import CPU, CUDA, Array, Stopwatch, option, stored_precision
 from w2v_runtime.engines.host_memory import Buffers, page_locked, pageable
@@ -143,6 +145,8 @@ class OnnxRuntimeEngine:
             "session.disable_prepacking": "0" if prepack else "1",
             "session.x64quantprecision": "1" if self._stored == "int8" and saturates() else "0",
         }
+        if self.device == CUDA:
+            entries |= assignment.RECORD
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
         content = graph.content.cut(graph.outputs)
@@ -159,6 +163,14 @@ class OnnxRuntimeEngine:
                 "CUDA was asked for but does not load: "
                 f"{'; '.join(reasons) or 'ONNX Runtime fell back to the CPU (w2v-doctor may say why)'}. "
                 f"Without it: {option('device', CPU)}."
+            )
+        if self.device == CUDA and (left := assignment.misplaced(session)):
+            operators = ", ".join(f"{count} {operator}" for operator, count in left.most_common())
+            warnings.warn(
+                f"CUDA leaves operators of {graph.path.name} to the processor, which makes it slow: {operators}. "
+                "Another release of onnxruntime-gpu may take them.",
+                RuntimeWarning,
+                stacklevel=2,
             )
         inputs = frozenset(value.name for value in session.get_inputs())
         return _Session(session, inputs, gives_back=self.device == CPU and not graph.main)
