@@ -29,10 +29,10 @@ test: $(VENV)/.installed $(VENV)-runtime/.installed
 test-transformers5: $(VENV)-transformers5/.installed
 	$(VENV)-transformers5/bin/python -m pytest $(TRANSFORMERS_TESTS)
 
-# The runtime's tests on every Python of this machine that is supported.
+# The runtime's tests on every other Python of this machine that is supported; make test has run them on this one.
 test-pythons: $(VENV)/.installed
 	$(BIN)/python tests/make_bundles.py $(VENV)-pythons/bundles
-	for python in $$(sh tests/pythons); do \
+	for python in $$(sh tests/pythons $$($(PYTHON) -c 'import sys; print(sys.version_info.minor)')); do \
 		place=$(VENV)-pythons/$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
 		$$python -m venv $$place && \
 		$$place/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \

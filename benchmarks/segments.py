@@ -1,6 +1,6 @@
 """Segments: cut, and heard in their whole recordings, against what they are made of. Writes results/segments.{json,md}.
 
-    python benchmarks/segments.py          # 400 segments in 8 recordings, about ten minutes on two cores
+    python benchmarks/segments.py          # 200 segments in 4 recordings, about ten minutes on two cores
     python benchmarks/segments.py --full   # 2 000 in 40, about an hour
 
 The base model with seeded weights; segments of 1 to 6 s in recordings of five minutes, in a table in no order. The
@@ -153,7 +153,7 @@ def main(options: argparse.Namespace) -> None:
     """Measure and write the page."""
     result = report.load(options.output, "segments")
     if not options.tables:
-        result = report.origin() | measure(40 if options.full else 8)
+        result = report.origin() | measure(40 if options.full else 4)
         report.save(options.output, "segments", result)
     said = (
         "Made by `python benchmarks/segments.py`. The base model with seeded weights. Segments of 1 to 6 s in "

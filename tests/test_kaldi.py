@@ -52,13 +52,17 @@ def test_keys_are_the_utterances_of_segments(bundles, place):
     code, said = embed("--segments", place / "segments", "-m", bundles("base"), "-o", place / "feats.scp")
     assert code == 0, said
     assert list(kaldiio.load_scp(str(place / "feats.scp"))) == ["utt-a", "utt-b", "utt-c"]
-    (place / "turns.csv").write_text("file,start,end,id\na.wav,0,0.2,x y\na.wav,0.1,0.3,x y\na.wav,0.1,0.3,\n")
+    (place / "turns.csv").write_text(
+        "file,start,end,id,ark,key\na.wav,0,0.2,x y,1,k\na.wav,0.1,0.3,x y,2,k\na.wav,0.1,0.3,,3,k\na.wav,0,0.3,0,4,k\n"
+    )
     code, said = embed(
         place / "recordings", "--segments", place / "turns.csv", "-m", bundles("base"), "-o", place / "turns.scp"
     )
     assert code == 0, said
     keys = list(kaldiio.load_scp(str(place / "turns.scp")))
-    assert keys == [f"{place}/recordings/a.wav.0.1-0.3", "x%20y", "x%20y~2"]
+    told = list(read_records(place / "turns.scp", "scp"))
+    assert [record.segment.fields for record in told] == [("x y", 1, "k"), ("x y", 2, "k"), ("", 3, "k"), ("0", 4, "k")]
+    assert keys == [f"{place}/recordings/a.wav.0.1-0.3", "0", "x%20y", "x%20y~2"]
 
 
 @pytest.mark.parametrize("name", ["feats.ark", "feats.scp.index.jsonl", "feats.logits.ark", "feats.logits.scp"])

@@ -283,7 +283,7 @@ def test_kaldi(tmp_path: Path, case: Case) -> None:
     assert lines == sorted(lines)
     assert all(len(line.split(b" ")) == 2 for line in lines)
     index = [json.loads(line) for line in (tmp_path / "out.scp.index.jsonl").read_bytes().splitlines()]
-    assert [path_of(told["file"]) for told in index] == NAMES
+    assert [path_of(told["input"]["file"]) for told in index] == NAMES
     assert [told["key"] for told in index][:4] == [
         "plain.wav",
         "two%20words.wav",
@@ -302,7 +302,7 @@ def test_kaldi(tmp_path: Path, case: Case) -> None:
         for told, embedding in zip(index, made, strict=True):
             assert same(logits[told["key"]], embedding.logits)
     elif case.labels:
-        assert same([[*told["logits"].values()] for told in index], [embedding.logits for embedding in made])
+        assert same([[*told["input"]["logits"].values()] for told in index], [embedding.logits for embedding in made])
     case.check_metadata(json.loads((tmp_path / "out.scp.metadata.json").read_text()))
 
 

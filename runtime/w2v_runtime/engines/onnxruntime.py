@@ -138,6 +138,10 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = self._threads
         options.log_severity_level = _FATAL  # errors are raised as exceptions, so they need not be logged
         options.enable_mem_pattern = False  # a pattern is planned for one input shape; ours all differ
+        if self._stored == "fp16" and self.device == CPU:
+            # A processor only proves that graph. At the highest level ONNX Runtime 1.32 crashes while it opens the fp16
+            # graph of a small conformer, on a processor without AVX-512.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         # Prepacked weights take memory beside the memory-mapped ones.
         prepack = self._prepack and (graph.main or graph.name == _ENCODER)
         entries = {

@@ -5,8 +5,8 @@
 ``utterance`` or ``id`` of a table's segment, else the input's path, with its times for a segment; white space in it is
 percent-encoded, and the later of two that are equal gets ``~2``. Lines are sorted by key in the order of bytes, as
 Kaldi's tools expect; they name the archive by its whole path. ``out.scp.index.jsonl`` has one line per input, in input
-order: ``key``, where its values begin in the archives in bytes (``ark``, ``logits_ark``), and ``file``, ``duration``,
-``logits``, ``warnings`` as in ``.jsonl``. ``out.scp.metadata.json`` describes the run.
+order: ``key``, where its values begin in the archives in bytes (``ark``, ``logits_ark``), and as ``input`` what a line
+of ``.jsonl`` holds but the vectors. ``out.scp.metadata.json`` describes the run.
 Format: https://kaldi-asr.org/doc/io.html.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from urllib.parse import quote
 
 import numpy as np
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: The columns of a table that name an utterance, the first that it has.
 _IDS: Final = ("utterance", "id")
-_VALUES_KEY, _LOGITS_KEY = "ark", "logits_ark"
+_VALUES_KEY, _LOGITS_KEY, _INPUT_KEY = "ark", "logits_ark", "input"
 #: The files of an output, but for itself and its metadata.
 _ARCHIVE, _INDEX, _LOGITS_ARCHIVE, _LOGITS = "archive", "index", "archive of logits", "list of logits"
 _NOT_IN_KEYS: Final = re.compile(r"[\s\x00-\x1f\x7f]")
@@ -53,7 +53,7 @@ class KaldiStore:
         self._ledger = Ledger(layout)
         names = [column.name for column in layout.columns or ()]
         self._id = next((names.index(name) for name in _IDS if name in names), None)
-        self._used: dict[str, int] = {}
+        self._copies: dict[str, int] = {}
         self._output = TextOutput(pending)
         held = (_ARCHIVE, _INDEX, *((_LOGITS_ARCHIVE, _LOGITS) if layout.logits_by_frame else ()))
         self._parts = {name: PendingFile(parts(pending.path)[name], overwrite=True) for name in held}
@@ -66,10 +66,11 @@ class KaldiStore:
         record = described(self._layout, embedding)
         self._ledger.add(embedding, len(rows))
         key = self._key(embedding)
-        told = {"key": key, _VALUES_KEY: self._archive.add(key, rows if self._layout.level == "frame" else rows[0])}
+        told: dict[str, Any] = {"key": key, _INPUT_KEY: record}
+        told |= {_VALUES_KEY: self._archive.add(key, rows if self._layout.level == "frame" else rows[0])}
         if self._logits is not None:
             told[_LOGITS_KEY] = self._logits.add(key, self._layout.logits_of(embedding))
-        self._index.write(json.dumps(told | record).encode("ascii") + b"\n")
+        self._index.write(json.dumps(told).encode("ascii") + b"\n")
 
     def commit(self) -> None:
         self._index.close()
@@ -93,12 +94,12 @@ class KaldiStore:
 
     def _key(self, embedding: Embedding) -> str:
         """The key of the input that was added last, another one for each."""
-        told = "" if self._id is None else str(self._layout.fields_of(embedding)[self._id] or "")
-        name = key = _NOT_IN_KEYS.sub(lambda found: quote(found[0]), told or file_text(self._ledger.names[-1])) or "%"
-        while key in self._used:
-            self._used[name] += 1
-            key = f"{name}~{self._used[name]}"
-        self._used[key] = 1
+        told = None if self._id is None else self._layout.fields_of(embedding)[self._id]
+        text = file_text(self._ledger.names[-1]) if told is None or told == "" else str(told)
+        name = key = _NOT_IN_KEYS.sub(lambda found: quote(found[0]), text)
+        while key in self._archive:
+            self._copies[name] = number = self._copies.get(name, 1) + 1
+            key = f"{name}~{number}"
         return key
 
 
@@ -143,7 +144,7 @@ def read_records(path: Path) -> Iterator[Record]:
     recorder, names = Recorder(metadata, {}), field_names(columns_of(metadata))
     with parts(path)[_INDEX].open("rb") as index:
         for line in index:
-            yield record_of(recorder, json.loads(line), names)
+            yield record_of(recorder, json.loads(line)[_INPUT_KEY], names)
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -157,7 +158,10 @@ class _Archive:
     def __init__(self, pending: PendingFile) -> None:
         self._path = pending.path
         self._file: BinaryIO = pending.create()
-        self._places: list[tuple[bytes, int]] = []
+        self._places: dict[bytes, int] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key.encode() in self._places
 
     def add(self, key: str, values: npt.NDArray[np.float32]) -> int:
         """Append a vector (n,) or matrix (T, n); returns where its values begin."""
@@ -165,12 +169,12 @@ class _Archive:
         self._file.write(told + b" ")
         place = self._file.tell()
         matio.write_array(self._file, values)
-        self._places.append((told, place))
+        self._places[told] = place
         return place
 
     def lines(self) -> Iterator[str]:
         """The lines of the script file, sorted by key."""
-        for key, place in sorted(self._places):
+        for key, place in sorted(self._places.items()):
             yield f"{key.decode()} {self._path}:{place}\n"
 
     def close(self) -> None:

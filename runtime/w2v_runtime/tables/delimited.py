@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 from w2v_models.errors import RefusedError
 from w2v_runtime.tables.rows import Row, seconds
@@ -42,13 +42,22 @@ def read(path: str) -> Iterator[Row]:
                         f"line {number} has {len(fields)} fields, but the header has {len(header)}: "
                         "quote fields that hold the delimiter."
                     )
-                yield row_of(number, "line", header, fields, places)
+                yield row_of(number, "line", fields, places)
         except csv.Error as error:
             raise RefusedError(f"line {rows.line_num} is no row of a table ({error}); quote its fields.") from None
 
 
-def check_columns(header: list[str]) -> tuple[int, int, int]:
-    """The places of the needed columns.
+class Places(NamedTuple):
+    """Where in a row the needed columns are, and the others by name."""
+
+    file: int
+    start: int
+    end: int
+    others: tuple[tuple[str, int], ...]
+
+
+def check_columns(header: list[str]) -> Places:
+    """The places of the columns.
 
     Raises:
         RefusedError: one is missing, or a name occurs twice.
@@ -61,24 +70,25 @@ def check_columns(header: list[str]) -> tuple[int, int, int]:
         )
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise RefusedError(f"it has two columns {twice[0]!r}; rename one.")
-    first, second, third = map(header.index, NEEDED)
-    return first, second, third
+    others = tuple((name, place) for place, name in enumerate(header) if name not in NEEDED)
+    file, start, end = map(header.index, NEEDED)
+    return Places(file, start, end, others)
 
 
-def row_of(number: int, word: str, header: list[str], fields: list, places: tuple[int, int, int]) -> Row:  # type: ignore[type-arg]
+def row_of(number: int, word: str, fields: Sequence[Any], places: Places) -> Row:
     """A row from its fields; ``word`` is what messages call it, ``line`` or ``row``.
 
     Raises:
         RefusedError: a time is none, or there is no file or no start.
     """
-    file, start, end = (fields[place] for place in places)
+    file = fields[places.file]
     if not isinstance(file, str) or not file:
         raise RefusedError(f"{word} {number} names no file.")
     try:
-        begin, stop = seconds(start, "start"), seconds(end, "end")
+        begin, stop = seconds(fields[places.start], "start"), seconds(fields[places.end], "end")
     except RefusedError as error:
         raise RefusedError(f"{word} {number}: {error}.") from None
     if begin is None:
         raise RefusedError(f"{word} {number} has no start; write 0 where it is the beginning of the file.")
-    others = {name: field for i, (name, field) in enumerate(zip(header, fields, strict=True)) if i not in places}
+    others = {name: fields[place] for name, place in places.others}
     return Row(number, file, begin, stop, None, others)

@@ -34,7 +34,7 @@ def read(path: str) -> Iterator[Row]:
                 columns = [_values(batch.column(name)) for name in header]
                 for fields in zip(*columns, strict=True):
                     number += 1
-                    yield row_of(number, "row", header, list(fields), places)
+                    yield row_of(number, "row", fields, places)
     except pa.ArrowException as error:
         raise RefusedError(f"it cannot be read as Parquet ({error!s:.160}).") from None
 

@@ -81,13 +81,14 @@ class Columns:
     def add(self, fields: dict[str, Value]) -> None:
         """Look at the fields of one more row."""
         self._rows += 1
+        kinds, seen = self._kinds, self._seen
         for name, value in fields.items():
-            before = self._kinds.setdefault(name, None)
+            before = kinds.setdefault(name, None)
             if value is None or value == "":
                 continue
-            self._seen[name] = self._seen.get(name, 0) + 1
-            if before != "str":
-                self._kinds[name] = _joined(before, _kind_of(value))
+            seen[name] = seen.get(name, 0) + 1
+            if before != "str" and (now := _kind_of(value)) != before:
+                kinds[name] = _joined(before, now)
 
     def found(self) -> tuple[Column, ...]:
         """The columns of all rows so far."""
