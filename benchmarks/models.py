@@ -25,6 +25,7 @@ MODELS = (
     "facebook/wav2vec2-base-960h",
     "facebook/wav2vec2-large-robust",
     "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim",
+    "facebook/hubert-base-ls960",
     "facebook/hubert-large-ll60k",
     "ntu-spml/distilhubert",
     "microsoft/wavlm-base-plus",
