@@ -1,6 +1,6 @@
 """Each family at its true size, exported and verified with seeded weights. Writes results/models.{json,md}.
 
-    python benchmarks/models.py [MODEL ...]     # half an hour on two cores, 20 GB of memory and of disk
+    python benchmarks/models.py [MODEL ...]     # an hour on two cores, 20 GB of memory and of disk
 
 Each export and each verification is a process of its own; bundles are removed once they are verified.
 """
@@ -37,6 +37,7 @@ MODELS = (
     "facebook/wav2vec2-conformer-rope-large-960h-ft",
     "facebook/w2v-bert-2.0",
     "facebook/mms-1b-all",
+    "facebook/wav2vec2-xls-r-2b",
 )
 BEGIN, END = "<!-- benchmarks/models.py writes this table -->", "<!-- end of the table -->"
 
