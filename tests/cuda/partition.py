@@ -21,6 +21,7 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from stand_ins import build
+from worker import MARK
 
 import families
 from conftest import save_checkpoint
@@ -34,8 +35,6 @@ RELEASES: Final = (REFUSED, "1.27.0", "1.31.1")
 MODELS: Final = ("base", "large", "emotion", "wavlm", "data2vec", "conformer-relative", "conformer-rotary", "w2v-bert")
 #: Copies between GPU and processor that the sizes of shapes need in a run, and in a step of a loop.
 _COPIES, _IN_A_LOOP = 3, 5
-#: What the worker writes to standard error before each graph.
-MARK: Final = "-- graph --"
 _COPIED: Final = re.compile(r"(\d+) Memcpy nodes are added to the graph (\w+)")
 _WORKER: Final = Path(__file__).parent / "worker.py"
 _REPOSITORY: Final = Path(__file__).parents[2]

@@ -8,13 +8,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Final
 
 import onnxruntime
 
 from w2v_runtime.engines.assignment import RECORD, misplaced, on_processor
+from w2v_runtime.engines.base import CUDA_PROVIDER
 from w2v_runtime.engines.onnxruntime import providers
 from w2v_runtime.graphs.flash import with_flash_attention
 from w2v_runtime.graphs.onnx_file import OnnxFile
+
+#: Stands on standard error before what ONNX Runtime says of each graph.
+MARK: Final = "-- graph --"
 
 
 def ask(path: Path) -> dict[str, object]:
@@ -28,7 +33,7 @@ def ask(path: Path) -> dict[str, object]:
     for key, value in {"session.model_external_initializers_file_folder_path": str(path.parent), **RECORD}.items():
         options.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(content, options, providers("cuda"))
-    if session.get_providers()[0] != "CUDAExecutionProvider":
+    if session.get_providers()[0] != CUDA_PROVIDER:
         sys.exit("the CUDA provider did not load")
     left, wrong = on_processor(session), misplaced(session)
     return {"shapes": (left - wrong).total(), "misplaced": wrong}
@@ -36,5 +41,5 @@ def ask(path: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     for graph in sys.argv[1:]:
-        print("-- graph --", file=sys.stderr, flush=True)
+        print(MARK, file=sys.stderr, flush=True)
         print(json.dumps(ask(Path(graph))))

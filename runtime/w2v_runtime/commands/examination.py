@@ -105,6 +105,7 @@ def cpu() -> Iterator[Check]:
 def cuda() -> Iterator[Check]:
     """Whether ONNX Runtime computes on an NVIDIA GPU; if a build with CUDA does not, what prevents it."""
     from w2v_runtime.engines import cuda as libraries
+    from w2v_runtime.engines.base import CUDA_PROVIDER
     from w2v_runtime.engines.onnxruntime import providers
 
     try:
@@ -117,7 +118,7 @@ def cuda() -> Iterator[Check]:
         return
     libraries.preload()
     trial = probe.compute("cuda")
-    if trial.provider == "CUDAExecutionProvider" and trial.is_right:
+    if trial.provider == CUDA_PROVIDER and trial.is_right:
         devices = ", ".join(libraries.driver().devices)
         yield Check("cuda", "ok", f"computes the right answer with CUDA {libraries.build()} on {devices}")
         return

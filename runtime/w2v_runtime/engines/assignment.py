@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
+from w2v_runtime.engines.base import CUDA_PROVIDER
+
 #: The entry of a session's options that lets it tell: ONNX Runtime 1.24 and newer.
 RECORD: Final = {"session.record_ep_graph_assignment_info": "1"}
-_CUDA: Final = "CUDAExecutionProvider"
 #: What shapes are computed with. Not ``Cast`` and ``Transpose``: an old release was seen to leave these, with whole
 #: batches; and it left ``Reshape`` only where it left one of these.
 _SHAPES: Final = frozenset(
@@ -26,7 +27,7 @@ def on_processor(session: Any) -> Counter[str]:
     """The operators of a session on CUDA that run on the processor, with how often: all of them."""
     left: Counter[str] = Counter()
     for part in session.get_provider_graph_assignment_info():
-        if part.ep_name != _CUDA:
+        if part.ep_name != CUDA_PROVIDER:
             left.update(node.op_type for node in part.get_nodes())
     return left
 

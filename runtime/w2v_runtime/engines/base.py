@@ -21,6 +21,8 @@ AUTO: Final = "auto"
 CPU: Final = "cpu"
 CUDA: Final = "cuda"
 OPENVINO: Final = "openvino"
+#: What ONNX Runtime calls its provider for CUDA.
+CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 
 
 class Precision(NamedTuple):

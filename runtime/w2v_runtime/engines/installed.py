@@ -7,7 +7,7 @@ import importlib.util
 from typing import Final
 
 from w2v_models.errors import EngineError
-from w2v_runtime.engines.base import CPU, CUDA, OPENVINO, option
+from w2v_runtime.engines.base import CPU, CUDA, CUDA_PROVIDER, OPENVINO, option
 
 #: Wheels that all install the import package ``onnxruntime`` and overwrite each other.
 WHEELS: Final = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
@@ -31,7 +31,7 @@ def is_here(device: str) -> bool:
     try:
         import onnxruntime
 
-        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        return CUDA_PROVIDER in onnxruntime.get_available_providers()
     except (ImportError, AttributeError):
         return False
 
@@ -80,17 +80,17 @@ def check_installation() -> None:
             f"ONNX Runtime is damaged ({first_line(error)}): "
             f"pip uninstall -y {' '.join(installed) or 'onnxruntime'}; pip install --force-reinstall 'w2v-onnx[{keep}]'"
         ) from None
-    if "onnxruntime-gpu" in installed and _OLDEST <= _release(version) < _OLDEST_CUDA:
-        needed = ".".join(map(str, _OLDEST_CUDA))
-        raise EngineError(
-            f"onnxruntime-gpu {version} leaves most of a model to the processor; {needed} is needed: "
-            f"pip install -U 'onnxruntime-gpu[cuda,cudnn]>={needed}'"
-        )
     if _release(version) < _OLDEST:
         needed = ".".join(map(str, _OLDEST))
         raise EngineError(
             f"ONNX Runtime {version} computes padded batches wrongly; {needed} is needed: "
             f"pip install -U '{(installed or ['onnxruntime'])[0]}>={needed}'"
+        )
+    if "onnxruntime-gpu" in installed and _release(version) < _OLDEST_CUDA:
+        needed = ".".join(map(str, _OLDEST_CUDA))
+        raise EngineError(
+            f"onnxruntime-gpu {version} leaves most of a model to the processor; {needed} is needed: "
+            f"pip install -U 'onnxruntime-gpu[cuda,cudnn]>={needed}'"
         )
 
 

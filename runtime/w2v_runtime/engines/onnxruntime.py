@@ -14,7 +14,7 @@ from w2v_models.bundle import Bundle
 from w2v_models.errors import BundleError, EngineError, OutOfMemoryError, W2VError
 from w2v_runtime.engines import assignment
 from w2v_runtime.engines import cuda as cuda_libraries
-from w2v_runtime.engines.base import CPU, CUDA, Array, Stopwatch, option, stored_precision
+from w2v_runtime.engines.base import CPU, CUDA, CUDA_PROVIDER, Array, Stopwatch, option, stored_precision
 from w2v_runtime.engines.host_memory import Buffers, page_locked, pageable
 from w2v_runtime.engines.installed import first_line
 from w2v_runtime.engines.saturation import saturates
@@ -23,7 +23,6 @@ from w2v_runtime.graphs.sessions import Graph, GraphFile, Sessions
 from w2v_runtime.threads import forks
 from w2v_runtime.threads.stop import Stop
 
-_CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 _CUDA_OPTIONS: Final = {
     # For the convolutions of the fp32 graph; the fp16 graph has none. EXHAUSTIVE, the default, searches again for every
     # new length; more workspace lets the heuristic take faster algorithms, as does a second axis before the samples.
@@ -66,12 +65,12 @@ def providers(device: str, precision: str = "fp32") -> list[tuple[str, dict[str,
     cpu: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
     if kind == CPU:
         return [cpu]
-    if _CUDA_PROVIDER not in onnxruntime.get_available_providers():
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         raise EngineError(
             "This build of ONNX Runtime has no CUDA: pip uninstall -y onnxruntime && pip install 'w2v-onnx[gpu]'"
         )
     chosen = {"device_id": index or "0", "use_tf32": "1" if precision == "tf32" else "0"}
-    return [(_CUDA_PROVIDER, _CUDA_OPTIONS | chosen), cpu]
+    return [(CUDA_PROVIDER, _CUDA_OPTIONS | chosen), cpu]
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class OnnxRuntimeEngine:
                 session = onnxruntime.InferenceSession(content, options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise BundleError(f"{graph.path} cannot be opened by ONNX Runtime: {first_line(error)}") from None
-        if self.device == CUDA and _CUDA_PROVIDER not in session.get_providers():
+        if self.device == CUDA and CUDA_PROVIDER not in session.get_providers():
             reasons = [f"{obstacle.what} ({obstacle.fix})" for obstacle in cuda_libraries.obstacles()]
             raise EngineError(
                 "CUDA was asked for but does not load: "

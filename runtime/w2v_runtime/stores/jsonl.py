@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import numpy as np
 
 from w2v_runtime.embedding.results import Segment
-from w2v_runtime.stores.base import JSON, Layout, Ledger, columns_of
+from w2v_runtime.stores.base import JSON, Layout, Ledger, Metadata, columns_of
 from w2v_runtime.stores.names import file_text, path_of, plain
 from w2v_runtime.stores.reading import BLOCK_BYTES, Record, Recorder, Shape, Values, paired
 from w2v_runtime.stores.text import TextOutput, joined, shortest
@@ -103,19 +103,29 @@ def _read(path: Path, beginning: re.Pattern[bytes], shapes: Iterable[Shape]) -> 
 def read_records(path: Path) -> Iterator[Record]:
     """The record of each input, from the fields of its line before the vectors."""
     metadata = read_metadata(path)
-    recorder, names = Recorder(metadata, {}), field_names(columns_of(metadata))
     with path.open("rb") as file:
-        for first in _first_blocks(file):
-            block = first
-            while (found := _NUMBERS.search(block)) is None:
-                block += _next_block(file, block)
-            line = json.loads(block[: found.start()] + b"}")
-            _skip(file, block)
-            yield record_of(recorder, line, names)
+        yield from records_of(metadata, _descriptions(file))
 
 
-def record_of(recorder: Recorder, line: dict[str, Any], names: list[str]) -> Record:
-    """The record that :func:`described` described; ``names`` are those of a segment's other fields."""
+def records_of(metadata: Metadata, lines: Iterable[dict[str, Any]]) -> Iterator[Record]:
+    """The records of inputs, each of which :func:`described` described."""
+    recorder, names = Recorder(metadata, {}), field_names(columns_of(metadata))
+    for line in lines:
+        yield _record(recorder, line, names)
+
+
+def _descriptions(file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """The fields of each line before its vectors."""
+    for first in _first_blocks(file):
+        block = first
+        while (found := _NUMBERS.search(block)) is None:
+            block += _next_block(file, block)
+        line = json.loads(block[: found.start()] + b"}")
+        _skip(file, block)
+        yield line
+
+
+def _record(recorder: Recorder, line: dict[str, Any], names: list[str]) -> Record:
     segment = None
     if recorder.segmented:
         fields = tuple(line[name] for name in names)

@@ -22,11 +22,11 @@ import numpy as np
 from kaldiio import matio
 
 from w2v_runtime.stores import text
-from w2v_runtime.stores.base import Layout, Ledger, Metadata, columns_of
-from w2v_runtime.stores.jsonl import described, field_names, record_of
+from w2v_runtime.stores.base import JSON, Layout, Ledger, Metadata
+from w2v_runtime.stores.jsonl import described, records_of
 from w2v_runtime.stores.names import file_text
 from w2v_runtime.stores.pending import PendingFile, close_quietly
-from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, paired
+from w2v_runtime.stores.reading import Record, Shape, Values, paired
 from w2v_runtime.stores.text import TextOutput
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class KaldiStore:
         self._path, self._layout = pending.path, layout
         self._ledger = Ledger(layout)
         names = [column.name for column in layout.columns or ()]
-        self._id = next((names.index(name) for name in _IDS if name in names), None)
+        self._id = next((name for name in _IDS if name in names), None)
         self._copies: dict[str, int] = {}
         self._output = TextOutput(pending)
         held = (_ARCHIVE, _INDEX, *((_LOGITS_ARCHIVE, _LOGITS) if layout.logits_by_frame else ()))
@@ -62,10 +62,12 @@ class KaldiStore:
         self._index = self._parts[_INDEX].create()
 
     def write(self, embedding: Embedding) -> None:
-        rows = self._layout.rows_of(embedding).astype(np.float32, copy=False).reshape(-1, self._width)
+        rows = (
+            self._layout.rows_of(embedding).astype(np.float32, copy=False).reshape(-1, math.prod(self._layout.vector))
+        )
         record = described(self._layout, embedding)
         self._ledger.add(embedding, len(rows))
-        key = self._key(embedding)
+        key = self._key(record)
         told: dict[str, Any] = {"key": key, _INPUT_KEY: record}
         told |= {_VALUES_KEY: self._archive.add(key, rows if self._layout.level == "frame" else rows[0])}
         if self._logits is not None:
@@ -88,15 +90,11 @@ class KaldiStore:
         for part in self._parts.values():
             part.discard()
 
-    @property
-    def _width(self) -> int:
-        return int(np.prod(self._layout.vector))
-
-    def _key(self, embedding: Embedding) -> str:
+    def _key(self, record: dict[str, JSON]) -> str:
         """The key of the input that was added last, another one for each."""
-        told = None if self._id is None else self._layout.fields_of(embedding)[self._id]
-        text = file_text(self._ledger.names[-1]) if told is None or told == "" else str(told)
-        name = key = _NOT_IN_KEYS.sub(lambda found: quote(found[0]), text)
+        told = None if self._id is None else record[self._id]
+        wanted = file_text(self._ledger.names[-1]) if told is None or told == "" else str(told)
+        name = key = _NOT_IN_KEYS.sub(lambda found: quote(found[0]), wanted)
         while key in self._archive:
             self._copies[name] = number = self._copies.get(name, 1) + 1
             key = f"{name}~{number}"
@@ -141,10 +139,8 @@ def _read(path: Path, key: str, shapes: Iterable[Shape]) -> Iterator[Values]:
 def read_records(path: Path) -> Iterator[Record]:
     """The record of each input, from the index."""
     metadata = read_metadata(path)
-    recorder, names = Recorder(metadata, {}), field_names(columns_of(metadata))
     with parts(path)[_INDEX].open("rb") as index:
-        for line in index:
-            yield record_of(recorder, json.loads(line)[_INPUT_KEY], names)
+        yield from records_of(metadata, (json.loads(line)[_INPUT_KEY] for line in index))
 
 
 def read_metadata(path: Path) -> Metadata:

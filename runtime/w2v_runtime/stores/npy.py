@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from w2v_runtime.stores.base import Layout, Ledger, Metadata, columns_of
-from w2v_runtime.stores.jsonl import described, field_names, record_of
+from w2v_runtime.stores.base import Layout, Ledger, Metadata
+from w2v_runtime.stores.jsonl import described, records_of
 from w2v_runtime.stores.names import file_text, path_of
 from w2v_runtime.stores.npz import read_header, write_header
 from w2v_runtime.stores.pending import ARRAYS, INDEX, METADATA, PendingFolder
-from w2v_runtime.stores.reading import Record, Recorder, Shape, Values, check_array, paired
+from w2v_runtime.stores.reading import Record, Shape, Values, check_array, paired
 from w2v_runtime.stores.tree import mirrored
 
 if TYPE_CHECKING:
@@ -104,10 +104,8 @@ def _read(path: Path, key: str, shapes: Iterable[Shape]) -> Iterator[Values]:
 def read_records(path: Path) -> Iterator[Record]:
     """The record of each input, from the index."""
     metadata = read_metadata(path)
-    recorder, names = Recorder(metadata, {}), field_names(columns_of(metadata))
     with (path / INDEX).open("rb") as index:
-        for line in index:
-            yield record_of(recorder, json.loads(line), names)
+        yield from records_of(metadata, map(json.loads, index))
 
 
 def read_metadata(path: Path) -> Metadata:
